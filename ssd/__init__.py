@@ -1,0 +1,1 @@
+"""Simple self-distillation on competition math: the nouns of the experiment."""

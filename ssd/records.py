@@ -1,0 +1,135 @@
+"""What travels between steps: Problem, Sample and Grade, with their Parquet schemas.
+
+Every table that one step writes and another reads is a Parquet file of one of these three rows. `read` and `write`
+are the only way in and out: a file that lacks a column is refused by name, and a file is either whole or absent.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FinishReason = Literal["stop", "length"]
+Outcome = Literal["right", "wrong", "no_answer", "cut_off", "timed_out"]
+OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "no_answer", "cut_off", "timed_out")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem with one checkable answer. `level` is the source's own difficulty label, '' where it has none."""
+
+    problem_id: str
+    source: str
+    problem: str
+    answer: str
+    level: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion of one problem, as generated: the token ids are the record, `text` is their decoding."""
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    cumulative_logprob: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grade:
+    """What became of one sample. `answer` is the extracted answer, '' where there is none."""
+
+    problem_id: str
+    sample_index: int
+    outcome: Outcome
+    answer: str
+
+
+Record = TypeVar("Record", Problem, Sample, Grade)
+
+SCHEMAS: dict[type, pa.Schema] = {
+    Problem: pa.schema([(name, pa.string()) for name in ("problem_id", "source", "problem", "answer", "level")]),
+    Sample: pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("sample_index", pa.int32()),
+            ("prompt_token_ids", pa.list_(pa.int32())),
+            ("token_ids", pa.list_(pa.int32())),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("cumulative_logprob", pa.float64()),
+        ]
+    ),
+    Grade: pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("sample_index", pa.int32()),
+            ("outcome", pa.string()),
+            ("answer", pa.string()),
+        ]
+    ),
+}
+
+
+def table(kind: type[Record], records: Iterable[Record]) -> pa.Table:
+    """Arrow table of `records` in the schema of `kind`."""
+    schema = SCHEMAS[kind]
+    rows = list(records)
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def write(path: str | os.PathLike, kind: type[Record], records: Iterable[Record]) -> None:
+    """Write `records` to the Parquet file `path` in one atomic step."""
+    write_table(path, table(kind, records))
+
+
+def write_table(path: str | os.PathLike, rows: pa.Table) -> None:
+    """Write any Arrow table to the Parquet file `path` in one atomic step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(rows, partial)
+    os.replace(partial, path)
+
+
+def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
+    """Rows of the Parquet file `path`, or of every `*.parquet` in the folder `path`, in the order of file names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, a column is missing or a value is null; the message names it.
+    """
+    path = Path(path)
+    files: Sequence[Path] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise ValueError(f"{path}: no Parquet file there; give the file or folder that an earlier step wrote")
+    return [kind(**row) for file in files for row in _read_one(file, SCHEMAS[kind]).to_pylist()]
+
+
+def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        found = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    missing = [name for name in schema.names if name not in found.column_names]
+    if missing:
+        raise ValueError(
+            f"{path}: column {', '.join(missing)} is missing (found {', '.join(found.column_names)}); "
+            f"this step needs {', '.join(schema.names)}"
+        )
+    try:
+        found = found.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path}: a column has the wrong type ({error}); expected {schema}") from error
+    for name in schema.names:
+        if found[name].null_count:
+            raise ValueError(f"{path}: column {name} has {found[name].null_count} null values; remove those rows")
+    return found
