@@ -15,12 +15,13 @@ def render(tokenizer, problem: str) -> list[int]:
     tokenizer : transformers.PreTrainedTokenizerBase
         It must have a chat template.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model or add "
-            "chat_template.jinja to the model folder"
-        )
     messages = [{"role": "user", "content": PROMPT.format(problem=problem)}]
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, enable_thinking=True, tokenize=True, return_dict=False
     )
+
+
+def opens_thinking(tokenizer) -> bool:
+    """Whether the rendered prompt ends inside an open `<think>`, so that the completion begins with the thinking."""
+    text = tokenizer.decode(render(tokenizer, "?"))
+    return text.rfind("<think>") > text.rfind("</think>")

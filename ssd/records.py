@@ -4,9 +4,12 @@ Every table that one step writes and another reads is a Parquet file of one of t
 are the only way in and out: a file that lacks a column is refused by name, and a file is either whole or absent.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -105,13 +108,32 @@ def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
     Raises
     ------
     ValueError
-        If there is no such file, a column is missing or a value is null; the message names it.
+        If there is no such file or no row, a column is missing, a value is null, or a row stands twice; the message
+        names it.
     """
     path = Path(path)
     files: Sequence[Path] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise ValueError(f"{path}: no Parquet file there; give the file or folder that an earlier step wrote")
-    return [kind(**row) for file in files for row in _read_one(file, SCHEMAS[kind]).to_pylist()]
+    rows = [kind(**row) for file in files for row in _read_one(file, SCHEMAS[kind]).to_pylist()]
+    if not rows:
+        raise ValueError(f"{path}: no rows; the step that wrote it had nothing to write")
+    twice, count = Counter((row.problem_id, getattr(row, "sample_index", "")) for row in rows).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path}: {' '.join(map(str, twice)).strip()} stands {count} times; each row must stand once")
+    return rows
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; ValueError where another one holds it. A killed process holds nothing."""
+    lock = folder.with_name(f".{folder.name}.lock")
+    with open(lock, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {folder}; wait for it or end it") from None
+        yield
 
 
 def _read_one(path: Path, schema: pa.Schema) -> pa.Table:

@@ -1,0 +1,146 @@
+"""One engine method: requests in, samples out as they finish, in any order.
+
+`open_engine` imports one backend, in its own file, and nothing else of it. An engine that cannot honour a decoding
+refuses it before the first token.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from ssd.records import Problem, Sample
+
+ENGINES = ("vllm", "transformers")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoding:
+    """How the next token is drawn, in vLLM's words: penalties, temperature, min-p, top-k, top-p, in that order.
+
+    Parameters
+    ----------
+    temperature : float
+        0 is greedy.
+    top_k : int
+        0 keeps every token.
+    top_p : float
+        In (0, 1]; 1 keeps every token.
+    min_p : float
+        In [0, 1]; drops tokens below `min_p` times the most likely one; 0 keeps every token.
+    presence_penalty : float
+        In [-2, 2]; subtracted from the logit of each token already generated.
+    max_tokens : int
+        Cap of the completion, in tokens.
+    temperature_last : bool
+        Truncate at temperature 1, then temper what is left. No order of the usual three can express it.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    max_tokens: int = 1024
+    temperature_last: bool = False
+
+    def __post_init__(self):
+        def require(holds: bool, name: str, expected: str) -> None:
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not {expected}")
+
+        for name in ("top_k", "max_tokens"):
+            require(type(getattr(self, name)) is int, name, "an integer")
+        for name in ("temperature", "top_p", "min_p", "presence_penalty"):
+            require(type(getattr(self, name)) in (int, float), name, "a number")
+        require(type(self.temperature_last) is bool, "temperature_last", "true or false")
+        require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number >= 0 (0 is greedy)")
+        require(self.top_k >= 0, "top_k", "an integer >= 0 (0 keeps every token)")
+        require(0 < self.top_p <= 1, "top_p", "in (0, 1] (1 keeps every token)")
+        require(0 <= self.min_p <= 1, "min_p", "in [0, 1] (0 keeps every token)")
+        require(-2 <= self.presence_penalty <= 2, "presence_penalty", "in [-2, 2]")
+        require(self.max_tokens >= 1, "max_tokens", "an integer >= 1")
+
+    def __str__(self) -> str:
+        """The settings that do something, as one word: `T=1 top_p=0.85`."""
+        words = [f"T={self.temperature:g}"]
+        words += [f"top_k={self.top_k}"] * (self.top_k > 0) + [f"top_p={self.top_p:g}"] * (self.top_p < 1)
+        words += [f"min_p={self.min_p:g}"] * (self.min_p > 0)
+        words += [f"presence_penalty={self.presence_penalty:g}"] * (self.presence_penalty != 0)
+        words += ["temperature_last"] * self.temperature_last
+        return " ".join(words)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to be made."""
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: Sequence[int]
+    decoding: Decoding
+    seed: int
+
+
+class Engine(Protocol):
+    """A loaded model that completes requests."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Yield one Sample a request, as each finishes. `token_ids` holds the end-of-turn token where it was drawn."""
+        ...
+
+
+def requests_for(
+    problems: Iterable[Problem], prompts: Iterable[Sequence[int]], decoding: Decoding, n: int, seed: int
+) -> list[Request]:
+    """`n` requests a problem, each with a seed of its own that depends on (seed, problem_id, sample_index) alone."""
+    if n < 1:
+        raise ValueError(f"n={n} is not an integer >= 1; n is the number of samples for each problem")
+    return [
+        Request(problem.problem_id, index, prompt, decoding, _request_seed(seed, problem.problem_id, index))
+        for problem, prompt in zip(problems, prompts, strict=True)
+        for index in range(n)
+    ]
+
+
+def _request_seed(seed: int, problem_id: str, sample_index: int) -> int:
+    name = f"{seed}/{problem_id}/{sample_index}".encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
+
+
+def open_engine(name: str, model: str, requests: Sequence[Request]) -> Engine:
+    """Load `model` (a folder or hub id) in the engine `name`, with room for the longest of `requests`.
+
+    Raises
+    ------
+    ValueError
+        If the engine is unknown or not installed, has no GPU where it needs one, cannot honour a decoding, or a
+        prompt with its cap is longer than the model's context.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine={name!r} is not one of {', '.join(ENGINES)}")
+    try:
+        if name == "vllm":
+            from ssd.engines.vllm import VLLMEngine as engine
+        else:
+            from ssd.engines.transformers import TransformersEngine as engine
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"engine={name!r} needs the package {error.name}, which is not installed; install the gpu extra "
+            "(pip install '.[gpu]') or use engine=transformers"
+        ) from error
+    return engine(model, requests)
+
+
+def max_model_len(requests: Sequence[Request], context: int) -> int:
+    """Longest prompt + cap among `requests`, in tokens; ValueError where it exceeds the model's `context`."""
+    longest = max(requests, key=lambda request: len(request.prompt_token_ids) + request.decoding.max_tokens)
+    needed = len(longest.prompt_token_ids) + longest.decoding.max_tokens
+    if needed > context:
+        raise ValueError(
+            f"problem {longest.problem_id}: prompt of {len(longest.prompt_token_ids)} tokens + "
+            f"max_tokens={longest.decoding.max_tokens} = {needed} exceeds the model's context of {context}; lower "
+            "max_tokens or drop the problem"
+        )
+    return needed

@@ -1,0 +1,70 @@
+"""A model is a folder or a hub id: its config, tokenizer, weights and digest, loaded without remote code."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import torch
+import transformers
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+@functools.lru_cache(maxsize=2)
+def load_config(model: str) -> transformers.PretrainedConfig:
+    """Config of `model`; ValueError with the remedy where it cannot be had."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise ValueError(f"model folder {model} has no config.json; give a folder that save_pretrained wrote")
+    try:
+        return transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model {model!r} is neither a local folder nor reachable on the hub "
+            f"({str(error).splitlines()[0]}); download it and give its folder"
+        ) from error
+
+
+def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
+    """Tokenizer of `model`, with its chat template; ValueError where either is missing."""
+    load_config(model)
+    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(f"model folder {model} has no tokenizer; copy the base model's tokenizer files into it")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"tokenizer of {model} has no chat template; use an instruction-tuned model or add chat_template.jinja "
+            "to the model folder"
+        )
+    return tokenizer
+
+
+def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTrainedModel:
+    """`model` in the class that its config names, so that saving loses no part of it (a vision tower)."""
+    config = load_config(model)
+    architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
+    model_class = getattr(transformers, architecture, None)
+    if model_class is None:
+        raise ValueError(f"model {model}: transformers {transformers.__version__} has no class {architecture}")
+    return model_class.from_pretrained(model, dtype=dtype, use_safetensors=True)
+
+
+def context_length(model: str) -> int:
+    """Longest sequence of `model`, in tokens."""
+    return load_config(model).get_text_config().max_position_embeddings
+
+
+def digest(model: str) -> str:
+    """Identity of `model`: of a folder, the SHA-256 of its weights and config; of a hub id, its commit."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return f"{model}@{load_config(model)._commit_hash}"
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    if len(files) < 2:
+        raise ValueError(f"model folder {model} has no *.safetensors weights; save it with save_pretrained")
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.name.encode())
+        with open(file, "rb") as stream:
+            content.update(hashlib.file_digest(stream, "sha256").digest())
+    return content.hexdigest()[:32]

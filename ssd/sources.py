@@ -1,0 +1,305 @@
+"""Each public problem set, read from the hub or from a local mirror with the same field names, as `Problem` rows.
+
+Adding a source is one entry in SOURCES. Every row that is not kept is counted under its reason: nothing is lost
+silently, and `raw_rows == len(problems) + sum(dropped.values())` always holds.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ssd.answers import last_box
+from ssd.records import Problem
+
+HUB = "hub"
+MAX_PROBLEM_BYTES = 100_000
+WRONG_LEVEL = "level below 4 or unknown"
+
+_FIGURE = re.compile(
+    r"!\[|<ima?ge?\b|\[img|\\includegraphics|\bshown below\b|\b(figure|diagram)s?\b[^.]{0,20}\b(below|above|shown)\b"
+    r"|\b(in|see) the (\w+ )?(figure|diagram)\b",
+    re.IGNORECASE,
+)
+_DRAWN_IN_TEXT = re.compile(r"\[asy\]|\\begin\{(array|tabular|tikzpicture|[pbv]?matrix)\}")
+# 'A:', '(A)' or 'A)' after a space or brace, 'A.' only at the start of a line: a sentence may end in 'point A.'
+_CHOICES = re.compile(
+    r".*?".join(rf"(?:(?:^|[\s{{])\(?{letter}\s?[:)]|^\s*{letter}\.)" for letter in "ABC"), re.DOTALL | re.MULTILINE
+)
+_LETTER = re.compile(r"(\\(text|textbf|mathrm|mathbf)\s*\{)?\s*\(?[A-E]\)?\s*\}?([:.)].*)?", re.DOTALL)
+_PROOF = re.compile(r"\b(prove|show|proof) (that|the following|of)\b", re.IGNORECASE)
+_QUESTION = re.compile(
+    r"\?|\b(find|determine|compute|calculate|evaluate|what|how many|which|solve|express)\b", re.IGNORECASE
+)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_OTHER_SCRIPT = re.compile(r"[\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+
+
+class Fields(NamedTuple):
+    """What a row function reads from a row, unchecked. `subset` is '' or the set's own name for a part of itself."""
+
+    problem: Any
+    answer: Any
+    level: Any = ""
+    subset: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One public set. `read_row` returns the row's `Fields`, or the reason why the row is not wanted.
+
+    `mirror` lists the files, without suffix, that may hold the set below a mirror directory; the first found is read.
+    """
+
+    name: str
+    hub_id: str
+    split: str
+    licence: str
+    mirror: tuple[str, ...]
+    columns: tuple[str, ...]
+    read_row: Callable[[dict], Fields | str]
+    configs: tuple[str | None, ...] = (None,)
+    revision: str = "main"
+
+
+class Loaded(NamedTuple):
+    """What `load` returns: the problems kept, the number of rows dropped by reason, all rows read, and from where."""
+
+    problems: list[Problem]
+    dropped: Counter
+    raw_rows: int
+    uri: str
+
+
+def load(name: str, source_root: str = HUB, *, is_gradable: Callable[[str], bool] | None = None) -> Loaded:
+    """Read one source.
+
+    Parameters
+    ----------
+    name : str
+        A key of SOURCES.
+    source_root : str
+        'hub', or a directory laid out as `<set>/<split>.jsonl` (or `.parquet`) with the hub's field names.
+    is_gradable : callable, optional
+        Whether the grader can use an answer as gold. Asked last, and once for each distinct answer, since it is slow.
+
+    Raises
+    ------
+    ValueError
+        If the source is unknown, the hub cannot be reached, or the mirror lacks the directory, the file or a column.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"source {name!r} is not known; choose from {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    rows, uri = _hub_rows(source) if source_root == HUB else _mirror_rows(source, source_root)
+    gradable = functools.cache(is_gradable) if is_gradable else lambda answer: True
+    problems, dropped, raw_rows = {}, Counter(), 0
+    for row in rows:
+        if raw_rows == 0:
+            _check_columns(source, row, uri)
+        raw_rows += 1
+        problem = _to_problem(source, row)
+        if isinstance(problem, str):
+            dropped[problem] += 1
+        elif problem.problem_id in problems:
+            dropped["duplicate id"] += 1
+        elif not gradable(problem.answer):
+            dropped["answer the grader cannot use"] += 1
+        else:
+            problems[problem.problem_id] = problem
+    if raw_rows == 0:
+        raise ValueError(f"{uri}: no rows; source {name} needs the columns {', '.join(source.columns)}")
+    return Loaded(list(problems.values()), dropped, raw_rows, uri)
+
+
+def _boxed(solution: Any) -> str | None:
+    return last_box(solution) if isinstance(solution, str) else None
+
+
+def _hendrycks_math(row: dict) -> Fields | str:
+    if row.get("level") not in ("Level 4", "Level 5"):
+        return WRONG_LEVEL
+    return Fields(row.get("problem"), _boxed(row.get("solution")), row["level"])
+
+
+def _numinamath(row: dict) -> Fields | str:
+    return Fields(row.get("problem"), _boxed(row.get("solution")), subset=str(row.get("source") or "unknown"))
+
+
+def _omni_math(row: dict) -> Fields | str:
+    # Omni-MATH-2 tags a row that needs an image, asks for a proof or has several answers; the clean ones have no tag.
+    if row.get("tags"):
+        return "tagged as not clean"
+    return Fields(row.get("problem"), row.get("answer"), row.get("difficulty"))
+
+
+def _olympiadbench(row: dict) -> Fields | str:
+    answers = row.get("final_answer")
+    if row.get("is_multiple_answer") or (isinstance(answers, list) and len(answers) > 1):
+        return "several answers"
+    if row.get("error"):
+        return "answer with a tolerance"
+    return Fields(row.get("question"), answers[0] if isinstance(answers, list) and answers else answers)
+
+
+def _gsm8k(row: dict) -> Fields | str:
+    answer = row.get("answer")
+    return Fields(row.get("question"), answer.split("####")[-1].replace(",", "") if isinstance(answer, str) else None)
+
+
+def _plain(problem: str, answer: str, level: str = "") -> Callable[[dict], Fields | str]:
+    return lambda row: Fields(row.get(problem), row.get(answer), row.get(level, ""))
+
+
+_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra")
+
+# fmt: off
+SOURCES: dict[str, Source] = {source.name: source for source in (
+    Source("hendrycks_math", "EleutherAI/hendrycks_math", "train", "MIT", ("hendrycks_math/train",),
+           ("problem", "level", "solution"), _hendrycks_math, (*_SUBJECTS, "precalculus")),
+    Source("numinamath-cot", "AI-MO/NuminaMath-CoT", "train", "Apache-2.0",
+           ("numinamath-cot_composite/train", "numinamath-cot/train"), ("source", "problem", "solution"), _numinamath),
+    Source("beyond-aime", "ByteDance-Seed/BeyondAIME", "test", "CC0-1.0", ("beyond-aime/test",),
+           ("problem", "answer"), _plain("problem", "answer")),
+    Source("omni-math-2", "martheballon/Omni-MATH-2", "test", "Apache-2.0", ("omni-math-2/test", "omni-math/test"),
+           ("problem", "answer", "difficulty"), _omni_math),
+    Source("olympiadbench", "Hothan/OlympiadBench", "train", "Apache-2.0", ("olympiadbench/OE_TO_maths_en_COMP",),
+           ("question", "final_answer", "is_multiple_answer"), _olympiadbench, ("OE_TO_maths_en_COMP",)),
+    Source("aimo-validation-aime", "AI-MO/aimo-validation-aime", "train", "Apache-2.0", ("aimo-validation-aime/train",),
+           ("problem", "answer"), _plain("problem", "answer")),
+    # The number of a problem within its AIME is the archive's measure of difficulty.
+    Source("aime_1983_2023", "di-zhang-fdu/AIME_1983_2024", "train", "MIT (contest text: MAA)",
+           ("aime_1983_2023/train",), ("Question", "Answer", "Problem Number"),
+           _plain("Question", "Answer", "Problem Number")),
+    Source("math-500", "HuggingFaceH4/MATH-500", "test", "MIT", ("math-500/test",),
+           ("problem", "answer", "level"), _plain("problem", "answer", "level")),
+    Source("gsm8k", "openai/gsm8k", "test", "MIT", ("gsm8k/main_test", "gsm8k/test"),
+           ("question", "answer"), _gsm8k, ("main",)),
+)}
+# fmt: on
+
+
+def _to_problem(source: Source, row: Any) -> Problem | str:
+    """The row as a Problem, or the reason why it is dropped."""
+    fields = source.read_row(row) if isinstance(row, dict) else "not a JSON object"
+    if isinstance(fields, str):
+        return fields
+    problem, answer, level, subset = fields
+    if not isinstance(problem, str) or not problem.strip():
+        return "no problem statement"
+    if _SURROGATE.search(f"{problem}{answer}"):
+        return "not valid Unicode"
+    if len(problem.encode()) > MAX_PROBLEM_BYTES:
+        return "statement over 100 kB"
+    if isinstance(answer, list):
+        return "several answers"
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or _is_nan(answer):
+        return "no answer"
+    answer = str(answer).strip().removeprefix("$").removesuffix("$").strip()
+    if not answer:
+        return "no answer"
+    reason = _why_not_gradable(problem, answer)
+    if reason:
+        return reason
+    name = f"{source.name}/{subset}" if subset else source.name
+    digest = hashlib.sha256(" ".join(problem.split()).encode()).hexdigest()[:16]
+    return Problem(f"{name}:{digest}", name, problem, answer, "" if level is None or _is_nan(level) else str(level))
+
+
+def _why_not_gradable(problem: str, answer: str) -> str:
+    """Why no rule can grade this problem by its final answer, '' where one can as far as the text tells."""
+    if _FIGURE.search(problem) and not _DRAWN_IN_TEXT.search(problem):
+        return "figure missing"
+    if _CHOICES.search(problem) or _LETTER.fullmatch(answer):
+        return "multiple choice"
+    if _PROOF.search(problem) and not _QUESTION.search(problem):
+        return "proof"
+    if _OTHER_SCRIPT.search(problem):
+        return "not English"
+    if _is_list(answer):
+        return "several answers"
+    return ""
+
+
+def _is_list(answer: str) -> bool:
+    """Whether commas, 'and' or 'or' outside all brackets separate several answers; 12,345 is one number."""
+    answer = re.sub(r"(?<=\d)(,|\{,\}|,\\!)\s?(?=\d{3}(?!\d))", "", answer)
+    depth, outside = 0, []
+    for token in re.findall(r"\\.|.", answer, re.DOTALL):
+        if depth == 0 and token not in ("\\,", "\\;"):
+            outside.append(token)
+        depth += (token in ("(", "[", "{", "\\{", "\\[")) - (token in (")", "]", "}", "\\}", "\\]"))
+    return bool(re.search(r",|;|\b(and|or)\b", "".join(outside)) or re.search(r"\\text\{\s*(and|or)\s*\}", answer))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _check_columns(source: Source, row: Any, uri: str) -> None:
+    missing = [column for column in source.columns if not isinstance(row, dict) or column not in row]
+    if missing:
+        found = ", ".join(row) if isinstance(row, dict) else "no JSON object in the first line"
+        raise ValueError(
+            f"{uri}: column {', '.join(missing)} is missing (found {found}); give the fields of {source.hub_id}"
+        )
+
+
+def _hub_rows(source: Source) -> tuple[Iterator[dict], str]:
+    import datasets
+
+    try:
+        parts = [
+            datasets.load_dataset(source.hub_id, config, split=source.split, revision=source.revision)
+            for config in source.configs
+        ]
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{source.hub_id}: cannot be loaded from the hub ({error}); check the network, or give "
+            "source_root=DIR, a local mirror with the same field names"
+        ) from error
+    return (row for part in parts for row in part), f"hf://datasets/{source.hub_id}@{source.revision}"
+
+
+def _mirror_rows(source: Source, source_root: str) -> tuple[Iterator[Any], str]:
+    root = Path(source_root)
+    if not root.is_dir():
+        raise ValueError(f"source_root {source_root!r} is not a directory; give a local mirror, or 'hub'")
+    for path in (root / f"{stem}{suffix}" for stem in source.mirror for suffix in (".jsonl", ".parquet")):
+        if path.is_file():
+            return (_jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)), str(path)
+    raise ValueError(
+        f"source_root {source_root!r} has no {' or '.join(f'{stem}.jsonl' for stem in source.mirror)} (or .parquet) "
+        f"for source {source.name}; mirror {source.hub_id} there"
+    )
+
+
+def _jsonl_rows(path: Path) -> Iterator[Any]:
+    # Bytes split on \n alone, where text would also split on the U+2028 that some statements hold.
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error}); save the file again") from error
+            except json.JSONDecodeError:
+                yield None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict]:
+    try:
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); save the file again") from error

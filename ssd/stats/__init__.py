@@ -1,0 +1,1 @@
+"""Statistics of graded samples: arrays in, named tuples out. Import the modules by name."""

@@ -1,0 +1,477 @@
+"""What takes more than one MLflow call: start a step, find or launch the runs it needs, log tables and datasets.
+
+`execute` joins or opens the run, resolves the inputs, and calls the step. A run whose entry point, parameters, inputs
+and code version match a finished run is not done again.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mlflow
+import pyarrow as pa
+import requests
+import sqlalchemy.exc
+from mlflow.data.pandas_dataset import PandasDataset
+from mlflow.entities import Run
+from mlflow.exceptions import ExecutionException, MlflowException
+from mlflow.tracking.artifact_utils import get_artifact_uri
+
+from ssd import grading, parameters, prompts, records, report
+from ssd.engines import Decoding
+from ssd.records import Grade, Problem, Sample
+from ssd.stats import estimate as estimating
+from ssd.stats.estimate import Estimate
+
+if TYPE_CHECKING:
+    from ssd import sampling
+
+LATEST = "latest"
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("mlflow.projects").setLevel(logging.WARNING)  # `launch` says in one line what it launches
+CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values are parameters
+WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
+LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
+TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exceptions.RequestException, OSError)
+
+
+@dataclasses.dataclass
+class Step:
+    """A running step.
+
+    `args` are its parameters, inputs resolved to `runs:/ID/path`, a local path or a hub id; `work` is a folder that
+    survives a kill and is found again by the same work.
+    """
+
+    name: str
+    args: argparse.Namespace
+    run_id: str
+    work: Path
+
+    def path(self, parameter: str) -> Path:
+        """Local path of the input `parameter`, downloaded where it is remote."""
+        return Path(local_path(getattr(self.args, parameter)))
+
+    def launch(self, entry_point: str, **overrides: Any) -> str:
+        """Id of a finished run of `entry_point` with these parameters over the preset's; launched if there is none."""
+        return launch(entry_point, self.args.preset, overrides)
+
+    def describe(self, name: str, markdown: str, **tags: str) -> None:
+        """Give the run its readable name, its description and tags, and print both."""
+        mlflow.set_tags({"mlflow.runName": name, "mlflow.note.content": markdown, **tags})
+        print(f"\n{name}\n{markdown}\n", flush=True)
+
+    def log_table(self, name: str, rows: pa.Table) -> str:
+        """Log `rows` as the Parquet artifact `name` at the run's root; returns its URI."""
+        records.write_table(self.work / name, rows)
+        mlflow.log_artifact(str(self.work / name))
+        return f"runs:/{self.run_id}/{name}"
+
+    def log_json(self, name: str, content: Any) -> None:
+        """Log `content` as the JSON artifact `name` at the run's root; not-a-number becomes null."""
+        mlflow.log_text(json.dumps(jsonable(content), indent=1), name)
+
+
+def execute(name: str, body: Callable[[Step], None], **inputs: str) -> None:
+    """Run `body` as the entry point `name`, with the command line's parameters.
+
+    `inputs` names, for each parameter that is an input, the upstream entry point and its artifact that `latest` means,
+    as in `samples="sample/samples"`. Bad input (ValueError) ends in one line, a FAILED run and exit status 2.
+    """
+    texts = parameters.parse(name)
+    try:
+        _check_writable(mlflow.get_tracking_uri())
+        run = mlflow.start_run()
+    except (*TRACKING_ERRORS, ValueError) as error:
+        _fail(
+            f"cannot use the tracking store {mlflow.get_tracking_uri()} ({_first_line(error)}); start its server, make "
+            "it writable or set MLFLOW_TRACKING_URI (a relative path counts from the project's folder)"
+        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run ends as FAILED
+    _end_with_launcher()
+    try:
+        with run:
+            try:
+                _run(name, parameters.typed(name, texts), body, inputs, run)
+            except Exception as error:
+                mlflow.set_tags({"ssd.error": _first_line(error), "mlflow.note.content": f"**Failed:** {error}"})
+                raise
+    except ValueError as error:
+        _fail(str(error))
+    except ExecutionException as error:
+        _fail(f"a step that this one needs failed: {_first_line(error)}; its message is above")
+    except OSError as error:
+        _fail(f"{type(error).__name__}: {_first_line(error)}")
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError) as error:
+        _fail(f"tracking store {mlflow.get_tracking_uri()}: {_first_line(error)}")
+
+
+def _run(
+    name: str, args: argparse.Namespace, body: Callable[[Step], None], inputs: Mapping[str, str], run: Run
+) -> None:
+    mlflow.set_tags({"step": name, "preset": args.preset, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
+    if "mlflow.project.entryPoint" not in run.data.tags:
+        mlflow.log_params(vars(args))
+    given = vars(args).copy()
+    if LAUNCHER_PID_ENV not in os.environ and name != "main":
+        preset = parameters.load_preset(args.preset).get(name, {})
+        args = argparse.Namespace(
+            **{
+                key: preset.get(key, value) if value == parameters.defaults(name)[key] else value
+                for key, value in given.items()
+            }
+        )
+    changes = {key: value for key, value in vars(args).items() if value != given[key]}
+    for parameter, upstream in inputs.items():
+        setattr(args, parameter, _resolve(parameter, upstream, args))
+    base_model = _base_model(args, inputs)
+    key = _key(name, vars(args))
+    code, clean = code_version()
+    done = find_finished(key) if clean and name != "main" else None
+    said = ", ".join(f"{parameter}={value}" for parameter, value in changes.items())
+    by_preset = f" (preset {args.preset} sets {said})" if said else ""
+    if done:
+        return _point_to(done, run, f"a finished run has the same parameters, inputs and code{by_preset}")
+    if not clean and LAUNCHER_PID_ENV not in os.environ:
+        print(f"{name}: {code}; finished runs are not reused", flush=True)
+    if changes:
+        # MLflow has recorded the parameters as they were given, and a record is not rewritten: a nested run has them.
+        return _point_to(launch(name, args.preset, vars(args)), run, f"launched for it{by_preset}")
+    _end_orphans(key)
+    mlflow.set_tags({"ssd.key": key, "ssd.base_model": base_model, "ssd.code": code})
+    work = Path(os.environ.get(WORK_DIR_ENV, parameters.ROOT / "work")) / f"{name}-{key[:16]}"
+    work.mkdir(parents=True, exist_ok=True)
+    with records.alone(work):
+        body(Step(name, args, run.info.run_id, work))
+        shutil.rmtree(work)
+
+
+def _point_to(run_id: str, run: Run, reason: str) -> None:
+    """End this run as a pointer: the work is another run's. Without `ssd.key`, nothing takes it for a result."""
+    other = mlflow.get_run(run_id)
+    mlflow.set_tags(
+        {
+            "ssd.same_as": run_id,
+            "mlflow.runName": f"-> {other.info.run_name}",
+            "mlflow.note.content": f"See run [{other.info.run_name}](#/experiments/{other.info.experiment_id}/runs/"
+            f"{run_id}): {reason}.",
+        }
+    )
+    print(f"{run.info.run_name}: see run {run_id} ({other.info.run_name}): {reason}", flush=True)
+
+
+def launch(entry_point: str, preset: str, overrides: Mapping[str, Any]) -> str:
+    """Id of a finished run of `entry_point` with `overrides` over the preset's; launched if there is none."""
+    values = parameters.preset_values(preset, entry_point) | overrides | {"preset": preset}
+    _, clean = code_version()
+    done = find_finished(_key(entry_point, values)) if clean else None
+    if done:
+        print(f"{entry_point}: reused run {done}", flush=True)
+        return done
+    active = mlflow.active_run()
+    given = " ".join(
+        f"{key}={value}" for key, value in values.items() if value != parameters.defaults(entry_point)[key]
+    )
+    print(f"\n=== {entry_point} {given}", flush=True)
+    os.environ[LAUNCHER_PID_ENV] = str(os.getpid())
+    submitted = mlflow.projects.run(
+        uri=str(parameters.ROOT),
+        entry_point=entry_point,
+        parameters={key: parameters.as_text(value) for key, value in values.items()},
+        experiment_id=active.info.experiment_id,
+        env_manager=active.data.tags.get("mlflow.project.env", "local"),
+    )
+    return mlflow.get_run(submitted.run_id).data.tags.get("ssd.same_as", submitted.run_id)
+
+
+def find_finished(key: str) -> str | None:
+    """Id of the newest finished run with this key in the active experiment."""
+    found = _search(f"tags.`ssd.key` = '{key}' and attributes.status = 'FINISHED'")
+    return found[0].info.run_id if found else None
+
+
+def finished_runs(entry_point: str) -> list[Run]:
+    """Finished runs of `entry_point` in the active experiment that did their work themselves, newest first."""
+    return _search(f"tags.step = '{entry_point}' and tags.`ssd.key` LIKE '%' and attributes.status = 'FINISHED'")
+
+
+def local_path(uri: str) -> str:
+    """Local path of `uri`: `runs:/ID/path` is downloaded where it is remote; anything else is itself."""
+    if not uri.startswith("runs:/"):
+        return uri
+    try:
+        return mlflow.artifacts.download_artifacts(uri)
+    except TRACKING_ERRORS as error:
+        raise ValueError(f"{uri}: no such artifact ({_first_line(error)}); look up the run's id in the UI") from error
+
+
+def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
+    """Log `rows` as an input of the run, with a digest over all of its content."""
+    if source.startswith("runs:/"):  # no source of a dataset may be written so
+        run_id, artifact = source.removeprefix("runs:/").split("/", 1)
+        source = get_artifact_uri(run_id, artifact)
+    with warnings.catch_warnings():
+        for hint in ("The specified dataset source can be interpreted", "Hint: Inferred schema contains integer"):
+            warnings.filterwarnings("ignore", hint)
+        dataset = mlflow.data.from_pandas(rows.to_pandas(), source=source, name=name, digest=digest(rows))
+        mlflow.log_input(dataset, context=context)
+    return dataset
+
+
+DECODING = tuple(field.name for field in dataclasses.fields(Decoding))
+
+
+def decoding(args: argparse.Namespace) -> Decoding:
+    """The decoding that a step's parameters spell out; what a step has no parameter for stays off."""
+    given = {name: getattr(args, name) for name in DECODING if hasattr(args, name)}
+    return Decoding(**given | {"temperature_last": bool(given.get("temperature_last", 0))})
+
+
+def generate(step: Step, decodings: Mapping[str, Decoding]) -> tuple[list[Problem], "sampling.Generated"]:
+    """The problems that the step's parameters name, and its model's samples of them at each of `decodings`."""
+    from ssd import sampling  # torch takes seconds to load; the steps that generate nothing do without
+
+    args = step.args
+    problems = records.read(step.path("problems"), Problem)
+    model, (code, _) = str(step.path("model")), code_version()
+    return problems, sampling.generate(model, args.engine, problems, decodings, args.n, args.seed, step.work, code)
+
+
+def tag_of(uri: str, tag: str, default: str) -> str:
+    """Tag of the run that `uri` (`runs:/ID/path`) points into; `default` for any other uri or without the tag."""
+    return run_of(uri).data.tags.get(tag, default) if uri.startswith("runs:/") else default
+
+
+def run_of(uri: str) -> Run:
+    """The run that `uri` (`runs:/ID/path`) points into; ValueError where there is none."""
+    try:
+        return mlflow.get_run(uri.split("/")[1])
+    except MlflowException as error:
+        raise ValueError(f"{uri}: {_first_line(error)}; look up the run's id in the UI") from error
+
+
+def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> None:
+    """Log the model in `folder` as `artifact` of the run and as a LoggedModel of training step `number`."""
+    mlflow.log_artifacts(str(folder), artifact)
+    uri = f"runs:/{step.run_id}/{artifact}"
+    logged = mlflow.create_external_model(
+        name=f"{step.name}-step-{number:06d}",
+        source_run_id=step.run_id,
+        params={key: str(value) for key, value in vars(step.args).items()} | {"step": str(number)},
+        tags={"uri": uri},
+        model_type="checkpoint",
+    )
+    mlflow.log_outputs([mlflow.entities.LoggedModelOutput(logged.model_id, number)])
+    mlflow.set_tag(f"ssd.logged_model.{artifact}", logged.model_id)
+
+
+def log_evaluation(
+    step: Step, arm: str, decoded: Decoding, problems: Sequence[Problem], samples: Sequence[Sample], thinks: bool
+) -> Estimate:
+    """Grade `samples` and log to the active run what they say of `arm`; returns pass@1."""
+    grades = grading.grade(samples, problems, thinks)
+    _, correct_PS = grading.correct(grades)
+    estimate, health = estimating.mean(correct_PS), grading.health(samples, grades)
+    args, run = step.args, mlflow.active_run()
+    problem_table = records.table(Problem, problems)
+    name = Path(args.problems).stem
+    dataset = log_dataset(name, problem_table, context="evaluation", source=args.problems)
+    metrics = {"pass_at_1": estimate.value, "pass_at_1_ci_low": estimate.ci_low, "pass_at_1_ci_high": estimate.ci_high}
+    _, _, artifact = args.model.partition("runs:/")
+    artifact = artifact.partition("/")[2]
+    mlflow.log_metrics(
+        metrics, model_id=tag_of(args.model, f"ssd.logged_model.{artifact}", "") or None, dataset=dataset
+    )
+    mlflow.log_metrics(health._asdict() | {"num_problems": estimate.n, "num_samples": len(samples)})
+    mlflow.log_metrics({f"num_{outcome}": count for outcome, count in grading.outcome_counts(grades).items()})
+    if run.info.run_id != step.run_id:
+        mlflow.log_params({key: str(value) for key, value in dataclasses.asdict(decoded).items()})
+    folder = step.work / run.info.run_id
+    records.write(folder / "samples" / "samples.parquet", Sample, samples)
+    records.write(folder / "grades.parquet", Grade, grades)
+    mlflow.log_artifacts(str(folder))
+    mlflow.log_table(grading.correctness(problems, grades), "correctness.json")
+    conditions = {
+        "problems": digest(problem_table),
+        "prompt": prompts.PROMPT,
+        "max_tokens": decoded.max_tokens,
+        "engine": args.engine,
+        "grader": f"math-verify {importlib.metadata.version('math-verify')}",
+    }
+    mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
+    description = (
+        f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {name} ({len(samples) // estimate.n} "
+        f"samples each) at {decoded}.\n\n"
+        + ", ".join(f"{key.replace('_', ' ')} {value:,.3g}" for key, value in health._asdict().items())
+        + "\n\n"
+        + ", ".join(f"{outcome} {count:,}" for outcome, count in grading.outcome_counts(grades).items())
+    )
+    step.describe(f"{arm} · {name} · {decoded}", description)
+    return estimate
+
+
+def digest(rows: pa.Table) -> str:
+    """SHA-256 of every value of `rows`, in order; 32 hex digits (MLflow's own stops after 10,000 rows)."""
+    content = hashlib.sha256(str(rows.schema.names).encode())
+    for row in rows.to_pylist():
+        content.update(json.dumps(list(row.values()), ensure_ascii=False, default=str).encode())
+    return content.hexdigest()[:32]
+
+
+def jsonable(content: Any) -> Any:
+    """`content` as JSON values: named tuples and dataclasses become objects, not-a-number becomes null."""
+    if dataclasses.is_dataclass(content):
+        content = dataclasses.asdict(content)
+    if hasattr(content, "_asdict"):
+        content = content._asdict()
+    if isinstance(content, Mapping):
+        return {str(key): jsonable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple | set | frozenset):
+        return [jsonable(value) for value in content]
+    if hasattr(content, "item"):
+        content = content.item()
+    return None if isinstance(content, float) and content != content else content
+
+
+def _resolve(parameter: str, upstream: str, args: argparse.Namespace) -> str:
+    value = getattr(args, parameter)
+    if value == "lab" and parameter == "model":
+        upstream = "lab/model"
+    elif value != LATEST:
+        return value
+    entry_point, _, artifact = upstream.partition("/")
+    runs = finished_runs(entry_point) if value == LATEST else []
+    own = getattr(args, "arm", "ssd")  # a control is never meant, unless the step's own arm is one
+    runs = [run for run in runs if (run.data.tags.get("arm", own) == "control") == (own == "control")]
+    shared = {"seed": args.seed} if hasattr(args, "seed") and "seed" in parameters.defaults(entry_point) else {}
+    run_id = runs[0].info.run_id if runs else launch(entry_point, args.preset, shared)
+    resolved = f"runs:/{run_id}/{artifact}"
+    mlflow.log_param(f"input.{parameter}", resolved)
+    print(f"{parameter}={value}: {resolved}", flush=True)
+    return resolved
+
+
+def _base_model(args: argparse.Namespace, inputs: Mapping[str, str]) -> str:
+    """The model that the lineage of every input began with; two of them are refused."""
+    found: dict[str, str] = {}
+    for parameter in inputs:
+        value = getattr(args, parameter)
+        tags = run_of(value).data.tags if value.startswith("runs:/") else {}
+        if tags.get("step") == "lab" or (parameter == "model" and "ssd.base_model" not in tags):
+            found.setdefault(value, f"{parameter}={value}")
+        elif tags.get("ssd.base_model"):
+            found.setdefault(tags["ssd.base_model"], f"{parameter}={value}")
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise ValueError(
+            f"two models would be mixed: {first} goes back to {one}, {second} to {other}; name the runs "
+            "(runs:/ID/artifact) of one model, or keep each model in an experiment of its own (--experiment-name)"
+        )
+    return next(iter(found), "")
+
+
+def _key(entry_point: str, values: Mapping[str, Any]) -> str:
+    """Identity of a piece of work: entry point, parameters with resolved inputs, and code version."""
+    content = {key: _content(value) for key, value in values.items() if key != "preset"}
+    return hashlib.sha256(json.dumps([entry_point, content, code_version()[0]], sort_keys=True).encode()).hexdigest()
+
+
+def _content(value: Any) -> Any:
+    """A local file counts by what it holds, a folder by the names, sizes and times of its files."""
+    if not isinstance(value, str) or value in ("", LATEST) or not Path(value).exists():
+        return value
+    if Path(value).is_file():
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    files = sorted(path for path in Path(value).rglob("*") if path.is_file())
+    return [value, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+
+
+@functools.cache
+def code_version() -> tuple[str, bool]:
+    """The last commit that touched the code, and whether the tree is as that commit left it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", parameters.ROOT, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("log", "-1", "--format=%H", "--", *CODE_PATHS)
+        changed = git("status", "--porcelain", "--", *CODE_PATHS)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "no git commit", False
+    if changed:
+        content = hashlib.sha256(git("diff", "HEAD", "--", *CODE_PATHS).encode() + changed.encode()).hexdigest()[:8]
+        return f"{commit} with uncommitted changes ({changed.splitlines()[0].split()[-1]} ...; {content})", False
+    return commit, bool(commit)
+
+
+def _search(query: str) -> list[Run]:
+    return mlflow.search_runs(
+        [mlflow.active_run().info.experiment_id], query, order_by=["start_time DESC"], output_format="list"
+    )
+
+
+def _end_orphans(key: str) -> None:
+    """Mark runs of this work that a kill left RUNNING on this machine."""
+    client = mlflow.MlflowClient()
+    for run in _search(f"tags.`ssd.key` = '{key}' and attributes.status = 'RUNNING'"):
+        if run.data.tags.get("ssd.host") == socket.gethostname() and not _alive(int(run.data.tags["ssd.pid"])):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _end_with_launcher() -> None:
+    """End this process when the one that launched it is killed, so that a new `main` finds nobody at its work."""
+    launcher, parent = os.environ.get(LAUNCHER_PID_ENV), os.getppid()
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return  # started by hand, perhaps to outlive its shell
+
+    def watch() -> None:
+        while os.getppid() == parent and (launcher is None or _alive(int(launcher))):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # the main thread may be long in one call
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _check_writable(uri: str) -> None:
+    """Fail at once where MLflow would try an unwritable SQLite file for two minutes."""
+    if uri.startswith("sqlite:///"):
+        open(uri.removeprefix("sqlite:///"), "ab").close()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)

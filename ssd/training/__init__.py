@@ -1,0 +1,1 @@
+"""Samples -> training rows -> TRL's SFTTrainer -> checkpoints."""

@@ -1,0 +1,50 @@
+"""Measure a model on a problem set: at one decoding, or at each of a list of candidates to choose from.
+
+Reads:  model (latest: train/model), problems (latest: prepare/quick.parquet), decodings (a YAML file of candidate
+        decodings by family, or none).
+Writes: samples/, grades.parquet, correctness.json, pass@1 with its interval and health rates; with decodings these for
+        each candidate in a nested run, and decodings.json with the best of each family.
+Run:    mlflow run . -e evaluate -P model=runs:/ID/model
+"""
+
+import mlflow
+
+from ssd import parameters, report, tracking
+
+
+def evaluate(step: tracking.Step) -> None:
+    args = step.args
+    one = tracking.decoding(args)
+    if args.arm.startswith("base") and tracking.tag_of(args.model, "step", "") == "train":
+        raise ValueError(
+            f"arm={args.arm} is the untrained model, and model={args.model} was trained; give arm or model"
+        )
+    families = (
+        {"samples": [one]} if args.decodings == "none" else parameters.load_decodings(args.decodings, args.max_tokens)
+    )
+    candidates = {(family, index): d for family, of in families.items() for index, d in enumerate(of)}
+    named = {f"{family}-{index}": decoding for (family, index), decoding in candidates.items()}
+    problems, generated = tracking.generate(step, named)
+    if args.decodings == "none":
+        tracking.log_evaluation(step, args.arm, one, problems, generated.samples["samples-0"], generated.thinks)
+        return
+    rows = []
+    for (family, index), decoding in candidates.items():
+        with mlflow.start_run(nested=True):
+            samples = generated.samples[f"{family}-{index}"]
+            estimate = tracking.log_evaluation(step, args.arm, decoding, problems, samples, generated.thinks)
+        rows.append({"family": family, "decoding": decoding, "estimate": estimate})
+    best = {
+        family: max((row for row in rows if row["family"] == family), key=lambda row: row["estimate"].value)
+        for family in families
+    }
+    step.log_json("decodings.json", {"candidates": rows, "best": best})
+    mlflow.log_figure(report.candidates(rows), "figures/decodings.png")
+    table = ["| family | best decoding | pass@1 on these problems |", "| --- | --- | --- |"]
+    table += [f"| {f} | {row['decoding']} | {report.percent(row['estimate'])} |" for f, row in best.items()]
+    note = "\n\nChosen on these problems, so these figures are no result on them."
+    step.describe(f"{args.arm} · choose among {len(rows)} decodings", "\n".join(table) + note, arm=args.arm)
+
+
+if __name__ == "__main__":
+    tracking.execute("evaluate", evaluate, model="train/model", problems="prepare/quick.parquet")

@@ -1,0 +1,84 @@
+"""The whole experiment, in the order in which a person would do it; what is already done is not done again.
+
+Reads:  a preset (presets/NAME.yaml): values over MLproject's defaults, by entry point and, as `sample control`, by arm.
+Writes: a nested run for each step.
+Run:    mlflow run .
+"""
+
+import json
+from pathlib import Path
+
+import mlflow
+
+from ssd import parameters, tracking
+
+FAMILIES = ("temperature", "min-p", "temperature-last")
+
+
+def main(step: tracking.Step) -> None:
+    preset, seed = step.args.preset, step.args.seed
+    if parameters.preset_values(preset, "prepare")["final_sources"] == "none":
+        raise ValueError(
+            f"preset {preset} names no final set, and the verdict is read on nothing else: copy "
+            f"presets/{preset}.yaml, name the set there (prepare: {{final_sources: ...}}), and run -P preset=FILE.yaml"
+        )
+    # A preset may leave out the control or the search; the verdict then says which claims were not measured.
+    control, search = (parameters.load_preset(preset).get(section) for section in parameters.VARIANTS)
+    if search:
+        families = parameters.load_decodings(search["decodings"], max_tokens=1).keys()
+        if not set(FAMILIES) <= families:
+            raise ValueError(
+                f"{search['decodings']} has the families {', '.join(families)}; needs {', '.join(FAMILIES)}"
+            )
+    recommended = parameters.preset_values(preset, "baseline")
+    base, recommended = recommended["model"], {name: recommended[name] for name in tracking.DECODING}
+    if base == "lab":
+        base = f"runs:/{step.launch('lab', seed=seed)}/model"
+    prepared = step.launch("prepare", seed=seed)
+    train, val, quick, final = (f"runs:/{prepared}/{name}.parquet" for name in ("train", "val", "quick", "final"))
+
+    measured = step.launch("baseline", model=base, problems=val, seed=seed)
+    power = step.launch("power", grades=f"runs:/{measured}/grades.parquet")
+
+    trained = {}
+    for arm, decoding in {"ssd": {}, "control": control}.items():
+        if decoding is None:
+            continue
+        sampled = step.launch("sample", arm=arm, model=base, problems=train, seed=seed, **decoding)
+        fitted = step.launch("train", model=base, samples=f"runs:/{sampled}/samples", seed=seed)
+        trained[arm] = f"runs:/{fitted}/model"
+
+    def measure(arm: str, model: str, decoding: dict) -> str:
+        run_id = step.launch("evaluate", arm=arm, model=model, problems=final, seed=seed + 2, **decoding)
+        return f"{arm}=runs:/{run_id}"
+
+    arms = [measure("base", base, recommended), measure("ssd-same-decoding", trained["ssd"], recommended)]
+    if search:
+        search = search | {"problems": quick, "seed": seed + 1}
+        best = _best(step.launch("evaluate", arm="base-search", model=base, **search))
+        arms += [measure(f"base-tuned-{family}", base, best[family]) for family in FAMILIES]
+        best = _best(step.launch("evaluate", arm="ssd-search", model=trained["ssd"], **search))
+        arms.append(measure("ssd", trained["ssd"], best["temperature"]))
+    if control:
+        arms.append(measure("control", trained["control"], recommended))
+    compared = step.launch("compare", arms=",".join(arms), chosen_on=quick)
+    registered = step.launch("register", verdict=f"runs:/{compared}/verdict.json")
+    summary = "\n\n".join(mlflow.get_run(run).data.tags["mlflow.note.content"] for run in (power, compared, registered))
+    step.describe(f"main · {preset}, seed {seed}", summary)
+    print(
+        "Every run, figure and table: mlflow ui"
+        f"{'' if mlflow.get_tracking_uri().startswith('sqlite') else ' (on your tracking server)'}"
+        f", then open experiment {mlflow.active_run().info.experiment_id}, run {compared} (compare).",
+        flush=True,
+    )
+
+
+def _best(run_id: str) -> dict[str, dict]:
+    """Best decoding of each family that the evaluate run `run_id` found."""
+    found = json.loads(Path(tracking.local_path(f"runs:/{run_id}/decodings.json")).read_text())["best"]
+    return {family: row["decoding"] | {"temperature_last": int(row["decoding"]["temperature_last"])}
+            for family, row in found.items()}  # fmt: skip
+
+
+if __name__ == "__main__":
+    tracking.execute("main", main)

@@ -1,0 +1,57 @@
+"""Fine-tune the model on its own samples with plain cross-entropy; no answer is looked at.
+
+Reads:  model, samples (latest: sample/samples).
+Writes: checkpoints/step-N/, model/ (the last one), each a LoggedModel with its step; sft_config.json; the loss.
+Run:    mlflow run . -e train
+"""
+
+import mlflow
+
+from ssd import records, tracking
+from ssd.records import Sample
+from ssd.training.rows import rows
+from ssd.training.sft import train as fine_tune
+
+
+def train(step: tracking.Step) -> None:
+    args = step.args
+    samples = sorted(records.read(step.path("samples"), Sample), key=lambda row: (row.problem_id, row.sample_index))
+    training = rows(samples, args.max_length)
+    arm = tracking.tag_of(args.samples, "arm", "ssd")
+    mlflow.log_metrics(
+        {
+            "num_rows": len(training.dataset),
+            "num_stubs": training.num_stubs,
+            "num_too_long": training.num_too_long,
+        }
+    )
+    checkpoints = fine_tune(
+        str(step.path("model")),
+        training.dataset,
+        step.work,
+        lr=args.lr,
+        epochs=args.epochs,
+        global_batch_size=args.global_batch_size,
+        max_length=args.max_length,
+        lora_rank=args.lora_rank,
+        save_steps=args.save_steps,
+        seed=args.seed,
+        on_log=lambda number, metrics: mlflow.log_metrics(metrics, step=number),
+    )
+    mlflow.log_artifact(str(step.work / "sft_config.json"))
+    for number, folder in checkpoints[:-1]:
+        tracking.log_checkpoint(step, folder, f"checkpoints/step-{number:06d}", number)
+    last, folder = checkpoints[-1]
+    tracking.log_checkpoint(step, folder, "model", last)
+    step.describe(
+        f"train · {arm} · lr {args.lr:g}",
+        f"{last} steps of {args.global_batch_size} on {len(training.dataset):,} samples "
+        f"({training.num_stubs} stubs and {training.num_too_long} too long left out), "
+        f"{'all weights' if not args.lora_rank else f'LoRA of rank {args.lora_rank}'}, {len(checkpoints)} checkpoints. "
+        f"Evaluate it with `-e evaluate -P model=runs:/{step.run_id}/model`.",
+        arm=arm,
+    )
+
+
+if __name__ == "__main__":
+    tracking.execute("train", train, model="lab/model", samples="sample/samples")

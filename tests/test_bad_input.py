@@ -1,0 +1,145 @@
+"""Bad input ends in one line that names the value and the remedy, a FAILED run and an exit status that is not 0."""
+
+import re
+import runpy
+import shutil
+import sys
+
+import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ssd import records, tracking
+from ssd.lab import world
+from ssd.records import Grade, Problem
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment("bad", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("bad")
+    yield folder
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, lab_model) -> dict[str, str]:
+    """Small inputs, some of them broken, by name."""
+    folder = tmp_path_factory.mktemp("inputs")
+    records.write(folder / "problems.parquet", Problem, world.problems(3, 0))
+    records.write(folder / "one_sample.parquet", Grade, [Grade("a", 0, "right", "1"), Grade("b", 0, "wrong", "2")])
+    pq.write_table(pa.table({"problem_id": ["a"], "problem": ["What?"]}), folder / "no_answer.parquet")
+    for missing in ("tokenizer", "template"):
+        shutil.copytree(lab_model, folder / f"no_{missing}")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / "no_tokenizer" / name).unlink(missing_ok=True)
+    (folder / "no_template" / "chat_template.jinja").unlink()
+    (folder / "empty_mirror").mkdir()
+    (folder / "typo.yaml").write_text("temperature: [{temprature: 1}]")
+    (folder / "list.yaml").write_text("- lab")
+    (folder / "section.yaml").write_text("sample contrl: {top_p: 1.0}")
+    names = [path.name for path in folder.iterdir()]
+    return {name: str(folder / name) for name in names} | {"lab": lab_model, "folder": str(folder)}
+
+
+def run_step(monkeypatch, capsys, name: str, parameters: dict) -> str:
+    """Run a step that must fail; its error line."""
+    monkeypatch.setattr(sys, "argv", [name, *(f"--{key}={value}" for key, value in parameters.items())])
+    before = {run.info.run_id for run in mlflow.search_runs(output_format="list")}
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"steps.{name}", run_name="__main__")
+    assert ended.value.code not in (0, None)
+    for run in mlflow.search_runs(output_format="list"):
+        if run.info.run_id not in before:
+            assert run.info.status == "FAILED"
+            assert run.data.tags["ssd.error"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+GENERATION = {"model": "{lab}", "problems": "{problems.parquet}", "engine": "transformers", "max_tokens": 48}
+CASES = [  # step, parameters, what the error says
+    ("main", {"preset": "labb"}, r"preset 'labb' is unknown .*; the presets are lab, "),
+    ("main", {"preset": "qwen3.5-4b"}, r"preset qwen3.5-4b names no final set.*-P preset=FILE.yaml"),
+    ("prepare", {"train_sources": "mathh"}, r"source 'mathh' is not known; choose from hendrycks_math"),
+    ("prepare", {"source_root": "{empty_mirror}"}, r"empty_mirror.*hendrycks_math"),
+    ("prepare", {"source_root": "/nowhere"}, r"/nowhere"),
+    ("prepare", {}, r"hub.*source_root"),
+    ("prepare", {"train_size": "many"}, r"train_size='many' is not a whole number"),
+    ("baseline", GENERATION | {"problems": "{no_answer.parquet}"}, r"column source, answer, level is missing"),
+    ("baseline", GENERATION | {"problems": "/nowhere.parquet"}, r"/nowhere.parquet: no Parquet file"),
+    ("baseline", GENERATION | {"problems": "runs:/123/val.parquet"}, r"runs:/123"),
+    ("baseline", GENERATION | {"model": "Qwen/no-such-model"}, r"'Qwen/no-such-model' is neither a local folder nor"),
+    ("baseline", GENERATION | {"model": "{no_tokenizer}"}, r"no_tokenizer has no tokenizer"),
+    ("baseline", GENERATION | {"model": "{no_template}"}, r"no_template has no chat template"),
+    ("sample", GENERATION | {"temperature": -1}, r"temperature=-1.0 is not a number >= 0"),
+    ("sample", GENERATION | {"top_p": 0}, r"top_p=0.0 is not in \(0, 1\]"),
+    ("sample", GENERATION | {"n": 0}, r"n=0 is not an integer >= 1"),
+    ("sample", GENERATION | {"max_tokens": 600}, r"= \d+ exceeds the model's context of 512; lower max_tokens"),
+    ("sample", GENERATION | {"engine": "magic"}, r"engine='magic' is not one of vllm, transformers"),
+    ("evaluate", GENERATION | {"decodings": "/nowhere.yaml"}, r"decodings=/nowhere.yaml: no such file"),
+    ("evaluate", GENERATION | {"decodings": "{typo.yaml}"}, r"typo.yaml: .*'temprature'"),
+    ("main", {"preset": "{list.yaml}"}, r"list.yaml does not hold parameters by entry point"),
+    ("main", {"preset": "{section.yaml}"}, r"'sample contrl' is none of main, "),
+    ("train", {"model": "{lab}", "lr": "nan"}, r"lr='nan' is not a finite number"),
+    ("train", {"model": "{lab}", "global_batch_size": 0}, r"global_batch_size=0 is not an integer >= 1"),
+    ("power", {"grades": "{one_sample.parquet}"}, r"one sample a problem"),
+    ("train", {"model": "{lab}", "samples": "/nowhere"}, r"/nowhere: no Parquet file"),
+    ("compare", {"arms": "base=123"}, r"'base=123' is not name=runs:/ID"),
+    ("register", {"verdict": "runs:/123/verdict.json"}, r"runs:/123"),
+]
+
+
+@pytest.mark.parametrize(("step", "parameters", "message"), CASES, ids=[f"{step}: {m}" for step, _, m in CASES])
+def test_bad_input_is_refused_in_one_line(monkeypatch, capsys, given, step, parameters, message):
+    filled = {key: re.sub(r"\{(.+?)\}", lambda match: given[match[1]], str(value)) for key, value in parameters.items()}
+    assert re.search(message, run_step(monkeypatch, capsys, step, filled))
+
+
+def test_vllm_without_a_gpu_or_without_vllm_is_refused(monkeypatch, capsys, given):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        parameters = {"model": given["lab"], "problems": given["problems.parquet"], "max_tokens": 48}
+        assert "needs the package vllm" in run_step(monkeypatch, capsys, "sample", parameters)
+    else:
+        pytest.skip("vLLM's CPU build is installed here and needs no GPU")
+
+
+def test_two_models_are_not_mixed(monkeypatch, capsys, given):
+    """Samples of one model do not train another."""
+    with mlflow.start_run() as run:
+        mlflow.set_tags({"ssd.base_model": "some/other-model", "step": "sample", "ssd.key": "k"})
+    error = run_step(monkeypatch, capsys, "train", {"model": given["lab"], "samples": "latest"})
+    assert "two models would be mixed" in error and "some/other-model" in error and run.info.run_id in error
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////proc/mlflow.db", "http://127.0.0.1:9"], ids=["an unwritable store", "a server that is down"]
+)
+def test_a_tracking_store_that_cannot_be_used_is_named(monkeypatch, capsys, store, uri):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    former = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        monkeypatch.setattr(sys, "argv", ["prepare"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("steps.prepare", run_name="__main__")
+    finally:
+        mlflow.set_tracking_uri(former)
+    assert ended.value.code not in (0, None)
+    assert f"cannot use the tracking store {uri}" in capsys.readouterr().err
+
+
+def test_nothing_half_written_is_found_again(given):
+    """After all the failures above, no run is taken for a result."""
+    with mlflow.start_run():
+        assert tracking.finished_runs("baseline") == []
+        assert tracking.finished_runs("prepare") == []

@@ -1,0 +1,184 @@
+"""Decoding means the same in every engine: as defined here, token by token."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ssd import models, prompts
+from ssd.engines import Decoding, max_model_len, open_engine, requests_for
+from ssd.engines.logits import next_token_probs
+from ssd.lab import world
+
+# Descending, so that the truncations below are prefixes.
+PROBS = [0.4, 0.3, 0.15, 0.1, 0.05]
+NONE_GENERATED = torch.zeros((1, 0), dtype=torch.long)
+
+
+def probs(decoding: Decoding, generated=NONE_GENERATED) -> list[float]:
+    return next_token_probs(torch.tensor([PROBS]).log(), decoding, generated)[0].tolist()
+
+
+def normalised(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "expected"),
+    [
+        (Decoding(), PROBS),
+        (Decoding(temperature=0), [1, 0, 0, 0, 0]),
+        (Decoding(temperature=2), normalised([math.sqrt(p) for p in PROBS])),
+        (Decoding(top_k=2), normalised([0.4, 0.3, 0, 0, 0])),
+        (Decoding(top_p=0.7), normalised([0.4, 0.3, 0, 0, 0])),
+        (Decoding(top_p=0.71), normalised([0.4, 0.3, 0.15, 0, 0])),
+        (Decoding(min_p=0.3), normalised([0.4, 0.3, 0.15, 0, 0])),
+        # Temperature first: at T=2 the first four hold less than 0.9, so all stay; last: only four were kept at T=1.
+        (Decoding(temperature=2, top_p=0.9), normalised([math.sqrt(p) for p in PROBS])),
+        (
+            Decoding(temperature=2, top_p=0.9, temperature_last=True),
+            normalised([math.sqrt(p) for p in PROBS[:4]] + [0]),
+        ),
+        (
+            Decoding(temperature=0.5, min_p=0.2, temperature_last=True),
+            normalised([p**2 for p in PROBS[:4]] + [0]),
+        ),
+    ],
+    ids=str,
+)
+def test_the_next_token_is_drawn_from_the_defined_distribution(decoding, expected):
+    assert probs(decoding) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_presence_penalty_is_subtracted_once_from_tokens_already_generated():
+    generated = torch.tensor([[0, 0, 2]])
+    expected = normalised([p * (math.exp(-1.5) if i in (0, 2) else 1) for i, p in enumerate(PROBS)])
+    assert probs(Decoding(presence_penalty=1.5), generated) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, "temperature=-1 is not a number >= 0"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"top_p": 0}, r"top_p=0 is not in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p=1.5 is not in \(0, 1\]"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"min_p": 2}, "min_p=2"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"presence_penalty": 3}, "presence_penalty=3"),
+    ],
+)
+def test_an_impossible_decoding_is_refused_with_its_value(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**settings)
+
+
+def test_less_than_one_sample_a_problem_is_refused():
+    with pytest.raises(ValueError, match="n=0"):
+        requests_for([], [], Decoding(), 0, 0)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_problem():
+    requests = requests_for(world.problems(1, 0), [[1] * 100], Decoding(max_tokens=50), 1, 0)
+    with pytest.raises(ValueError, match=r"prompt of 100 tokens \+ max_tokens=50 = 150 exceeds .* 128"):
+        max_model_len(requests, 128)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="engine='magic' is not one of vllm, transformers"):
+        open_engine("magic", "model", [])
+
+
+def requests_to(model: str, decoding: Decoding, num_problems: int, n: int, seed: int = 0):
+    problems = world.problems(num_problems, seed=7)
+    tokenizer = models.load_tokenizer(model)
+    return requests_for(problems, [prompts.render(tokenizer, p.problem) for p in problems], decoding, n, seed)
+
+
+def complete(engine: str, model: str, requests) -> dict:
+    loaded = open_engine(engine, model, requests)
+    return {(sample.problem_id, sample.sample_index): sample for sample in loaded.generate(requests)}
+
+
+def test_a_request_gives_the_same_sample_in_any_batch(lab_model):
+    requests = requests_to(lab_model, Decoding(max_tokens=64), 12, 2)
+    together = complete("transformers", lab_model, requests)
+    apart = complete("transformers", lab_model, requests[5:9])
+    assert {key: together[key].token_ids for key in apart} == {key: sample.token_ids for key, sample in apart.items()}
+
+
+def test_samples_of_a_problem_differ_and_another_seed_gives_others(lab_model):
+    requests = requests_to(lab_model, Decoding(max_tokens=64), 4, 8)
+    first = complete("transformers", lab_model, requests)
+    other = complete("transformers", lab_model, requests_to(lab_model, Decoding(max_tokens=64), 4, 8, seed=1))
+    assert len({tuple(sample.token_ids) for sample in first.values()}) > 8
+    assert {k: s.token_ids for k, s in first.items()} != {k: s.token_ids for k, s in other.items()}
+
+
+def test_first_tokens_are_drawn_as_often_as_the_model_says(lab_model):
+    """Chi-squared over 2,000 draws of one prompt, truncated by min-p and tempered, against a forward pass."""
+    from scipy import stats
+
+    decoding = Decoding(temperature=1.5, min_p=0.02, max_tokens=1)
+    requests = requests_to(lab_model, decoding, 1, 2000)
+    drawn = [sample.token_ids[0] for sample in complete("transformers", lab_model, requests).values()]
+    weights = models.load_weights(lab_model, torch.float32)
+    logits = weights(torch.tensor([requests[0].prompt_token_ids])).logits[:, -1].detach()
+    expected = next_token_probs(logits.double(), decoding, NONE_GENERATED)[0].numpy()
+    counts = np.bincount(drawn, minlength=len(expected))
+    assert counts[expected == 0].sum() == 0
+    assert stats.chisquare(counts[expected > 0], 2000 * expected[expected > 0] / expected.sum()).pvalue > 1e-3
+
+
+def test_a_sample_carries_its_log_probability_under_the_untouched_model_and_why_it_ended(lab_model):
+    requests = requests_to(lab_model, Decoding(temperature=1.3, top_k=5, max_tokens=12), 6, 1)
+    weights = models.load_weights(lab_model, torch.float32)
+    eos = models.load_tokenizer(lab_model).eos_token_id
+    for sample in complete("transformers", lab_model, requests).values():
+        ids = torch.tensor([sample.prompt_token_ids + sample.token_ids])
+        logprobs = weights(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        expected = logprobs[len(sample.prompt_token_ids) - 1 :].sum().item()
+        assert sample.cumulative_logprob == pytest.approx(expected, abs=1e-3)
+        assert (sample.finish_reason == "stop") == (sample.token_ids[-1] == eos)
+        assert eos not in sample.token_ids[:-1]
+        assert len(sample.token_ids) <= 12
+
+
+@pytest.fixture(scope="module")
+def vllm():
+    return pytest.importorskip("vllm", reason="vLLM is not installed (the gpu extra, or its CPU build)")
+
+
+def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm, lab_model):
+    requests = requests_to(lab_model, Decoding(temperature=0, max_tokens=64), 40, 1)
+    ours, theirs = complete("transformers", lab_model, requests), complete("vllm", lab_model, requests)
+    assert {key: s.token_ids for key, s in ours.items()} == {key: s.token_ids for key, s in theirs.items()}
+    assert {key: s.text for key, s in ours.items()} == {key: s.text for key, s in theirs.items()}
+    assert {key: s.finish_reason for key, s in ours.items()} == {key: s.finish_reason for key, s in theirs.items()}
+    for key, sample in ours.items():
+        assert sample.cumulative_logprob == pytest.approx(theirs[key].cumulative_logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(temperature=2.0, top_p=0.8, temperature_last=True, max_tokens=1),
+        Decoding(temperature=2.0, min_p=0.2, max_tokens=1),
+        Decoding(temperature=1.5, top_k=5, top_p=0.9, max_tokens=1),
+    ],
+    ids=str,
+)
+def test_vllm_draws_from_the_same_distribution_as_transformers(vllm, lab_model, decoding):
+    """First tokens of one prompt, 1,500 draws of vLLM against the defined distribution (chi-squared)."""
+    from scipy import stats
+
+    requests = requests_to(lab_model, decoding, 1, 1500)
+    drawn = [sample.token_ids[0] for sample in complete("vllm", lab_model, requests).values()]
+    weights = models.load_weights(lab_model, torch.float32)
+    logits = weights(torch.tensor([requests[0].prompt_token_ids])).logits[:, -1].detach()
+    expected = next_token_probs(logits.double(), decoding, NONE_GENERATED)[0].numpy()
+    counts = np.bincount(drawn, minlength=len(expected))
+    assert counts[expected == 0].sum() == 0
+    assert stats.chisquare(counts[expected > 0], 1500 * expected[expected > 0] / expected.sum()).pvalue > 1e-3

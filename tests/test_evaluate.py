@@ -1,0 +1,80 @@
+"""Choosing among candidate decodings, and comparing arms, in steps that run in this process."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from ssd import records
+from ssd.lab import world
+from ssd.records import Problem
+
+CANDIDATES = """
+temperature: [{temperature: 0.0}, {temperature: 5.0}]
+min-p: [{temperature: 1.0, min_p: 0.1}]
+temperature-last: [{temperature: 2.0, top_p: 0.8, temperature_last: true}]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment("evaluate", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("evaluate")
+    yield folder
+    mlflow.set_tracking_uri(None)
+
+
+def run_step(monkeypatch, name: str, **parameters) -> mlflow.entities.Run:
+    """Run a step in this process; its run."""
+    monkeypatch.setattr(sys, "argv", [name, *(f"--{key}={value}" for key, value in parameters.items())])
+    runpy.run_module(f"steps.{name}", run_name="__main__")
+    return mlflow.search_runs(filter_string=f"tags.step = '{name}'", output_format="list")[0]
+
+
+def artifact(run, name: str):
+    return json.loads(Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}")).read_text())
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("problems") / "final.parquet"
+    records.write(path, Problem, world.problems(40, 5))
+    return str(path)
+
+
+def test_the_best_candidate_of_each_family_is_chosen_and_every_candidate_is_a_run(
+    monkeypatch, tmp_path, lab_model, problems
+):
+    (tmp_path / "candidates.yaml").write_text(CANDIDATES)
+    common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40}
+    run = run_step(monkeypatch, "evaluate", arm="base-search", decodings=tmp_path / "candidates.yaml", n=2, **common)
+    found = artifact(run, "decodings.json")
+    assert list(found["best"]) == ["temperature", "min-p", "temperature-last"]
+    for family, best in found["best"].items():
+        of_family = [row["estimate"]["value"] for row in found["candidates"] if row["family"] == family]
+        assert best["estimate"]["value"] == max(of_family)
+    nested = mlflow.search_runs(filter_string=f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", output_format="list")
+    assert len(nested) == 4
+    assert {child.data.metrics["num_samples"] for child in nested} == {80}
+
+
+def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
+    monkeypatch, capsys, lab_model, problems
+):
+    common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40, "top_k": 0}
+    base = run_step(monkeypatch, "evaluate", arm="base", temperature=1.0, top_p=1.0, **common)
+    other = run_step(monkeypatch, "evaluate", arm="ssd-same-decoding", temperature=0.0, top_p=1.0, **common)
+    arms = f"base=runs:/{base.info.run_id},ssd-same-decoding=runs:/{other.info.run_id}"
+    compared = run_step(monkeypatch, "compare", arms=arms)
+    difference = artifact(compared, "verdict.json")["findings"][0]["difference"]
+    expected = other.data.metrics["pass_at_1"] - base.data.metrics["pass_at_1"]
+    assert difference["value"] == pytest.approx(expected)
+    assert difference["ci_low"] <= expected <= difference["ci_high"]
+    with pytest.raises(SystemExit):
+        run_step(monkeypatch, "compare", arms=arms, chosen_on=problems)
+    assert "shares 40 problems with the evaluated set" in capsys.readouterr().err

@@ -1,0 +1,209 @@
+"""The whole project through `mlflow run`, killed twice on its way: nothing is lost or done twice."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from ssd import records
+from ssd.records import Grade, Sample
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_TRAIN = 768
+TINY = {  # the lab in seconds: its numbers mean nothing
+    "presets/tiny.yaml": f"""
+lab: {{num_steps: 30}}
+prepare: {{train_sources: lab, val_sources: lab, final_sources: lab, train_size: {NUM_TRAIN}, val_size: 60,
+          quick_size: 30, final_size: 60}}
+baseline: {{model: lab, engine: transformers, n: 2, max_tokens: 40, top_k: 0, top_p: 1.0, presence_penalty: 0.0}}
+sample: {{model: lab, engine: transformers, max_tokens: 40, temperature: 1.0, top_k: 0, top_p: 0.85}}
+train: {{model: lab, lr: 1.0e-3, global_batch_size: 16, max_length: 256, save_steps: 10}}
+evaluate: {{engine: transformers, max_tokens: 40, temperature: 1.0, top_k: 0, top_p: 1.0}}
+register: {{name: tiny}}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A clean checkout with the tiny preset, and no runs."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("MLproject", "conda.yaml", "presets", "ssd", "steps"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    for name, content in TINY.items():
+        (folder / name).write_text(content)
+    engine = (
+        folder / "ssd/engines/transformers.py"
+    )  # small batches: sampling takes long enough to be killed in its midst
+    engine.write_text(engine.read_text().replace("MAX_BATCH = 512", "MAX_BATCH = 64"))
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    (folder / ".gitignore").write_text("__pycache__/\nwork/\nmlruns/\nmlflow.db*\n")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "tiny"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+def mlflow_run(project: Path, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db", "PYTHONUNBUFFERED": "1"}
+    environment.pop("MLFLOW_RUN_ID", None)
+    command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local", *arguments]
+    with open(project / "log.txt", "ab") as log:
+        return subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
+
+
+def finish(process: subprocess.Popen, project: Path) -> str:
+    """Its output; the run must succeed."""
+    assert process.wait() == 0, (project / "log.txt").read_text()[-3000:]
+    return (project / "log.txt").read_text()
+
+
+def kill_when(project: Path, process: subprocess.Popen, pattern: str) -> list[Path]:
+    """kill -9 `main` and every step at once when a file matches, as a power cut does; returns what matched."""
+    while not (found := sorted(project.glob(pattern))):
+        assert process.poll() is None, (project / "log.txt").read_text()[-3000:]
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=15)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(project) -> dict:
+    """The project after main was killed in mid-sampling, then in mid-training, and then left to finish."""
+    main = ("-P", "preset=tiny")
+    shards = kill_when(project, mlflow_run(project, *main), "work/sample-*/samples/part-*.parquet")
+    before_kill = {(s.problem_id, s.sample_index): s.token_ids for shard in shards for s in records.read(shard, Sample)}
+    kill_when(project, mlflow_run(project, *main), "work/train-*/checkpoint-10/trainer_state.json")
+    output = finish(mlflow_run(project, *main), project)
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    yield {"before_kill": before_kill, "output": output}
+    mlflow.set_tracking_uri(None)
+
+
+def runs(query: str = "") -> list:
+    return mlflow.search_runs(["0"], query, output_format="list")
+
+
+def steps(entry_point: str, arm: str | None = None) -> list:
+    found = runs(f"tags.step = '{entry_point}' and attributes.status = 'FINISHED'")
+    return [run for run in found if arm is None or run.data.tags.get("arm") == arm]
+
+
+def artifact(run, name: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}"))
+
+
+def test_no_sample_is_lost_or_doubled_by_a_kill(finished):
+    (run,) = steps("sample", "ssd")
+    samples = records.read(artifact(run, "samples"), Sample)
+    keys = [(sample.problem_id, sample.sample_index) for sample in samples]
+    assert len(keys) == len(set(keys)) == NUM_TRAIN
+    assert finished["before_kill"]
+    found = {key: sample.token_ids for key, sample in zip(keys, samples)}
+    assert finished["before_kill"].items() <= found.items()
+
+
+def test_training_goes_on_from_its_checkpoint_after_a_kill(finished):
+    (run,) = steps("train", "ssd")
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+    num_steps = math.ceil(run.data.metrics["num_rows"] / 16)
+    assert [point.step for point in sorted(history, key=lambda point: point.step)] == list(range(1, num_steps + 1))
+    saved = {path.name for path in artifact(run, "checkpoints").iterdir()}
+    assert saved == {f"step-{number:06d}" for number in range(10, num_steps, 10)}
+    assert (artifact(run, "model") / "model.safetensors").exists()
+
+
+def test_each_step_was_done_once_and_the_killed_runs_say_so(finished):
+    done = [run.data.tags["ssd.key"] for run in runs("attributes.status = 'FINISHED'") if "ssd.key" in run.data.tags]
+    assert len(done) == len(set(done))
+    ended = [*runs("attributes.status = 'KILLED'"), *runs("attributes.status = 'FAILED'")]
+    assert {run.data.tags["step"] for run in ended} == {"sample", "train", "main"}
+    assert runs("attributes.status = 'RUNNING'") == []
+
+
+def test_every_arm_is_measured_on_the_same_problems_with_the_same_metrics(finished):
+    evaluated = [run for run in steps("evaluate") if "ssd.conditions" in run.data.tags]
+    assert {run.data.tags["arm"] for run in evaluated} == {"base", "ssd-same-decoding"}
+    assert len({run.data.tags["ssd.conditions"] for run in evaluated}) == 1
+    assert len({frozenset(run.data.metrics) for run in evaluated}) == 1
+    for run in evaluated:
+        grades = records.read(artifact(run, "grades.parquet"), Grade)
+        assert run.data.metrics["pass_at_1"] == pytest.approx(sum(g.outcome == "right" for g in grades) / 60)
+        assert run.data.metrics["pass_at_1_ci_low"] <= run.data.metrics["pass_at_1"]
+        assert sum(value for name, value in run.data.metrics.items() if name in OUTCOME_METRICS) == 60
+
+
+OUTCOME_METRICS = {"num_right", "num_wrong", "num_no_answer", "num_cut_off", "num_timed_out"}
+
+
+def test_lineage_is_recorded_from_the_data_to_the_verdict(finished):
+    (prepared,), (compared,) = steps("prepare"), steps("compare")
+    contexts = {tag.value for dataset in prepared.inputs.dataset_inputs for tag in dataset.tags}
+    assert {"train", "val", "quick", "final"} <= contexts
+    verdict = json.loads(artifact(compared, "verdict.json").read_text())
+    assert verdict["promotion"] in ("champion", "candidate", "refused")
+    for run in runs("attributes.status = 'FINISHED'"):
+        assert run.data.tags["mlflow.note.content"]
+    checkpoints = mlflow.search_logged_models(["0"], filter_string="name LIKE 'train-step-%'", output_format="list")
+    rows = {run.info.run_id: run.data.metrics["num_rows"] for run in steps("train")}
+    expected = {
+        (run_id, s) for run_id, n in rows.items() for s in {*range(10, math.ceil(n / 16), 10), math.ceil(n / 16)}
+    }
+    assert {(model.source_run_id, int(model.params["step"])) for model in checkpoints} == expected
+
+
+def test_the_registry_holds_a_version_or_the_run_says_why_not(finished):
+    (run,) = steps("register")
+    outcome = json.loads(artifact(run, "registration.json").read_text())
+    versions = mlflow.MlflowClient().search_model_versions("name = 'tiny'")
+    assert outcome["reasons"]
+    assert (outcome["promotion"] == "refused") == (len(versions) == 0)
+
+
+def test_the_last_lines_say_what_was_found_and_how_to_open_the_ui(finished):
+    last = finished["output"].strip().splitlines()[-4:]
+    assert any("mlflow ui" in line for line in last)
+
+
+def test_a_second_main_launches_nothing(project, finished):
+    before = {run.info.run_id for run in runs()}
+    finish(mlflow_run(project, "-P", "preset=tiny"), project)
+    assert [run.data.tags["step"] for run in runs() if run.info.run_id not in before] == ["main"]
+
+
+def test_a_step_with_a_preset_reuses_what_main_has_done(project, finished):
+    (trained,) = steps("train", "ssd")
+    before = {run.info.run_id for run in runs()}
+    finish(mlflow_run(project, "-e", "train", "-P", "preset=tiny"), project)
+    (new,) = [run for run in runs() if run.info.run_id not in before]
+    assert new.info.status == "FINISHED"
+    assert new.data.tags["ssd.same_as"] == trained.info.run_id
+
+
+def test_a_dirty_tree_is_not_reused_and_says_so(project, finished):
+    code = project / "ssd" / "prompts.py"
+    code.write_text(code.read_text() + "\n# a change\n")
+    before = {run.info.run_id for run in runs()}
+    (measured,) = steps("baseline")
+    grades = f"grades=runs:/{measured.info.run_id}/grades.parquet"
+    output = finish(mlflow_run(project, "-e", "power", "-P", grades), project)
+    (new,) = [run for run in runs() if run.info.run_id not in before]
+    assert "ssd.same_as" not in new.data.tags
+    assert "uncommitted changes (ssd/prompts.py" in output

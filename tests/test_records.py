@@ -1,0 +1,64 @@
+"""Tables between steps: whole or absent, and refused by name where a column is not what it should be."""
+
+import dataclasses
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ssd import records
+from ssd.records import Grade, Problem, Sample
+
+PROBLEM = Problem("a", "made", "What is 1+1?", "2", "1")
+SAMPLE = Sample("a", 0, [5, 6], [7, 8], "2", "stop", -0.5)
+
+
+@pytest.mark.parametrize("row", [PROBLEM, SAMPLE, Grade("a", 0, "right", "2")], ids=lambda row: type(row).__name__)
+def test_what_is_written_is_read_back(tmp_path, row):
+    rows = [row, dataclasses.replace(row, problem_id="b")]
+    records.write(tmp_path / "rows.parquet", type(row), rows)
+    assert records.read(tmp_path / "rows.parquet", type(row)) == rows
+
+
+def test_a_row_that_stands_twice_and_a_table_without_rows_are_refused(tmp_path):
+    records.write(tmp_path / "twice.parquet", Problem, [PROBLEM, PROBLEM])
+    with pytest.raises(ValueError, match=r"twice\.parquet: a stands 2 times"):
+        records.read(tmp_path / "twice.parquet", Problem)
+    records.write(tmp_path / "empty.parquet", Problem, [])
+    with pytest.raises(ValueError, match=r"empty\.parquet: no rows"):
+        records.read(tmp_path / "empty.parquet", Problem)
+
+
+def test_a_folder_is_read_in_the_order_of_its_files(tmp_path):
+    for name, index in (("b", 1), ("a", 0)):
+        records.write(tmp_path / f"{name}.parquet", Grade, [Grade("p", index, "wrong", "")])
+    assert [row.sample_index for row in records.read(tmp_path, Grade)] == [0, 1]
+
+
+def test_an_unfinished_file_is_not_taken_for_a_table(tmp_path):
+    (tmp_path / ".rows.parquet.partial").write_bytes(b"PAR1 half")
+    with pytest.raises(ValueError, match="no Parquet file"):
+        records.read(tmp_path, Problem)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"problem_id": ["a"], "source": ["s"], "problem": ["p"], "level": ["1"]}, "column answer is missing"),
+        (
+            {"problem_id": ["a"], "source": ["s"], "problem": ["p"], "answer": [None], "level": ["1"]},
+            "answer has 1 null",
+        ),
+    ],
+    ids=["a missing column", "a null"],
+)
+def test_a_bad_table_is_refused_with_the_column_and_the_file(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=rf"bad\.parquet: .*{message}"):
+        records.read(tmp_path / "bad.parquet", Problem)
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path):
+    (tmp_path / "bad.parquet").write_text("hello")
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        records.read(tmp_path / "bad.parquet", Problem)

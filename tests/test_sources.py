@@ -1,0 +1,229 @@
+"""Reading sources: what is kept, what is dropped and counted, and which errors say what to do."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ssd.sources import SOURCES, load
+
+REAL = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "hub"
+
+ROWS = {  # one row of each source that must be kept, and the (answer, level, source) it must give
+    "hendrycks_math": (
+        {"problem": "Halve 1.", "level": "Level 5", "solution": r"It is $\boxed{\frac{1}{2}}$."},
+        (r"\frac{1}{2}", "Level 5", "hendrycks_math"),
+    ),
+    "numinamath-cot": (
+        {"source": "amc_aime", "problem": "Add 1 and 2.", "solution": r"Not \boxed{4} but \boxed{3}."},
+        ("3", "", "numinamath-cot/amc_aime"),
+    ),
+    "beyond-aime": ({"problem": "Add 1 and 2.", "answer": 3}, ("3", "", "beyond-aime")),
+    "omni-math-2": (
+        {"problem": "Add 1 and 2.", "answer": "$3$", "difficulty": 8.0, "tags": []},
+        ("3", "8.0", "omni-math-2"),
+    ),
+    "olympiadbench": (
+        {"question": "Add 1 and 2.", "final_answer": ["3"], "is_multiple_answer": False, "error": None},
+        ("3", "", "olympiadbench"),
+    ),
+    "aimo-validation-aime": ({"problem": "Add 1 and 2.", "answer": "3"}, ("3", "", "aimo-validation-aime")),
+    "aime_1983_2023": (
+        {"Question": "Add 1 and 2.", "Answer": "003", "Problem Number": 15},
+        ("003", "15", "aime_1983_2023"),
+    ),
+    "math-500": ({"problem": "Add 1 and 2.", "answer": "3", "level": 2}, ("3", "2", "math-500")),
+    "gsm8k": ({"question": "Sum?", "answer": "1+1000=1001\n#### 1,001"}, ("1001", "", "gsm8k")),
+}
+
+
+def mirror(root: Path, name: str, rows: list, stem: str = "") -> str:
+    path = root / f"{stem or SOURCES[name].mirror[-1]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(root)
+
+
+def reason(tmp_path: Path, name: str, **changes) -> str:
+    """The one reason for which the source's row is dropped after `changes`, beside the good row."""
+    good = ROWS[name][0]
+    loaded = load(name, mirror(tmp_path, name, [good, {**good, **changes}]))
+    assert loaded.raw_rows == 2 == len(loaded.problems) + sum(loaded.dropped.values())
+    return next(iter(loaded.dropped))
+
+
+def test_every_source_has_a_row_here():
+    assert set(ROWS) == set(SOURCES)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_good_row_of_each_source_becomes_a_problem(tmp_path, name):
+    row, expected = ROWS[name]
+    loaded = load(name, mirror(tmp_path, name, [row]))
+    [problem] = loaded.problems
+    assert (problem.answer, problem.level, problem.source) == expected
+    assert problem.problem == row.get("problem", row.get("question", row.get("Question")))
+    assert loaded.uri.startswith(str(tmp_path)) and not loaded.dropped
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("beyond-aime", {"problem": None}, "no problem statement"),
+        ("beyond-aime", {"problem": "  "}, "no problem statement"),
+        ("beyond-aime", {"problem": 7}, "no problem statement"),
+        ("beyond-aime", {"problem": "Two", "answer": None}, "no answer"),
+        ("beyond-aime", {"problem": "Two", "answer": float("nan")}, "no answer"),
+        ("beyond-aime", {"problem": "Two", "answer": {"value": 3}}, "no answer"),
+        ("beyond-aime", {"problem": "Two", "answer": " $ $ "}, "no answer"),
+        ("beyond-aime", {"problem": "x" * 1_000_000}, "statement over 100 kB"),
+        ("beyond-aime", {"problem": "Add  1\nand 2.", "answer": 4}, "duplicate id"),
+        ("beyond-aime", {"problem": "Solve x^2=1.", "answer": "1, -1"}, "several answers"),
+        ("beyond-aime", {"problem": "Solve x^2=1.", "answer": r"1 \text{ or } -1"}, "several answers"),
+        ("beyond-aime", {"problem": "Prove that 1+1=2."}, "proof"),
+        ("beyond-aime", {"problem": "Find x in the figure below."}, "figure missing"),
+        ("beyond-aime", {"problem": "求 x"}, "not English"),
+        ("hendrycks_math", {"level": "Level 3"}, "level below 4 or unknown"),
+        ("hendrycks_math", {"level": "Level ?"}, "level below 4 or unknown"),
+        ("hendrycks_math", {"problem": "Two", "solution": None}, "no answer"),
+        ("hendrycks_math", {"problem": "Two", "solution": r"$\boxed{}$"}, "no answer"),
+        ("hendrycks_math", {"problem": "Two", "solution": r"at $\boxed{1}$ and $\boxed{2}$"}, "several answers"),
+        ("numinamath-cot", {"problem": "Which?\nA: 1\nB: 2\nC: 3", "solution": r"\boxed{2}"}, "multiple choice"),
+        ("numinamath-cot", {"problem": "Which one?", "solution": r"\boxed{\text{(B)}}"}, "multiple choice"),
+        ("numinamath-cot", {"problem": "Two", "solution": "no box"}, "no answer"),
+        ("omni-math-2", {"problem": "Two", "tags": ["image"]}, "tagged as not clean"),
+        ("olympiadbench", {"question": "Two", "final_answer": ["1", "2"]}, "several answers"),
+        ("olympiadbench", {"question": "Two", "is_multiple_answer": True}, "several answers"),
+        ("olympiadbench", {"question": "Two", "error": "1e-1"}, "answer with a tolerance"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_dropped_under_its_reason(tmp_path, name, changes, expected):
+    assert reason(tmp_path, name, **changes) == expected
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "The figure [asy]draw((0,0)--(1,1));[/asy] is shown below. Find x.",
+        "A triangle has vertices A, B and C. Find its area.",
+        "Show that 2 is even and find its half.",
+        "Let f(A) = 1, f(B) = 2 and f(C) = 3. Find f(A).",
+    ],
+)
+@pytest.mark.parametrize("answer", ["(1, 2)", "12,345", r"\left[0, 1\right)", r"\{1, 2\}", r"11,\! 111,\! 100"])
+def test_one_tuple_or_interval_or_large_number_is_one_answer(tmp_path, problem, answer):
+    [kept] = load("beyond-aime", mirror(tmp_path, "beyond-aime", [{"problem": problem, "answer": answer}])).problems
+    assert kept.answer == answer
+
+
+def test_the_grader_is_asked_once_for_each_distinct_answer(tmp_path):
+    asked = []
+    rows = [{"problem": f"Problem {i}", "answer": i % 2} for i in range(10)]
+    root = mirror(tmp_path, "beyond-aime", rows)
+    loaded = load("beyond-aime", root, is_gradable=lambda answer: asked.append(answer) or answer == "1")
+    assert sorted(asked) == ["0", "1"]
+    assert loaded.dropped == {"answer the grader cannot use": 5}
+    assert {problem.answer for problem in loaded.problems} == {"1"}
+
+
+def test_an_id_depends_on_source_and_statement_alone(tmp_path):
+    rows = [{"problem": "A b", "answer": 1}, {"problem": "C d", "answer": 2}]
+    one = load("beyond-aime", mirror(tmp_path / "one", "beyond-aime", rows)).problems
+    two = load("beyond-aime", mirror(tmp_path / "two", "beyond-aime", rows[::-1])).problems
+    assert sorted(p.problem_id for p in one) == sorted(p.problem_id for p in two)
+
+
+def test_a_line_separator_inside_a_statement_does_not_end_the_row(tmp_path):
+    row = {"problem": "Add\u2028one and\x85two.", "answer": 3}
+    assert load("beyond-aime", mirror(tmp_path, "beyond-aime", [row])).problems[0].problem == row["problem"]
+
+
+def test_a_line_that_is_no_json_object_and_broken_unicode_are_counted(tmp_path):
+    root = mirror(tmp_path, "beyond-aime", [ROWS["beyond-aime"][0]])
+    with open(tmp_path / "beyond-aime/test.jsonl", "ab") as file:
+        file.write(b'{"problem": \n[1]\n\n{"problem": "\\ud800", "answer": 1}\n')
+    loaded = load("beyond-aime", root)
+    assert loaded.dropped == {"not a JSON object": 2, "not valid Unicode": 1} and loaded.raw_rows == 4
+
+
+def test_parquet_and_jsonl_give_the_same_problems(tmp_path):
+    rows = [ROWS["olympiadbench"][0], {**ROWS["olympiadbench"][0], "question": "Another", "error": "0.1"}]
+    lines = load("olympiadbench", mirror(tmp_path / "jsonl", "olympiadbench", rows))
+    path = tmp_path / "parquet/olympiadbench/OE_TO_maths_en_COMP.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    table = load("olympiadbench", str(tmp_path / "parquet"))
+    assert (table.problems, table.dropped) == (lines.problems, lines.dropped)
+
+
+def test_a_mirror_prefers_the_composite_and_says_so(tmp_path):
+    row = ROWS["numinamath-cot"][0]
+    mirror(tmp_path, "numinamath-cot", [row, row])
+    root = mirror(tmp_path, "numinamath-cot", [row], "numinamath-cot_composite/train")
+    assert load("numinamath-cot", root).uri.endswith("numinamath-cot_composite/train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("gsm9k", lambda root: root, "'gsm9k' is not known; choose from hendrycks_math"),
+        ("beyond-aime", lambda root: root / "nowhere", "nowhere' is not a directory"),
+        ("beyond-aime", lambda root: root, r"has no beyond-aime/test.jsonl"),
+        ("gsm8k", lambda root: mirror(root, "gsm8k", [{"question": "x", "gold": 1}]), "column answer is missing"),
+        ("beyond-aime", lambda root: mirror(root, "beyond-aime", []), "no rows"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name, make, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, str(make(tmp_path)))
+
+
+def test_invalid_utf8_is_an_error_that_names_the_line(tmp_path):
+    root = mirror(tmp_path, "beyond-aime", [ROWS["beyond-aime"][0]])
+    with open(tmp_path / "beyond-aime/test.jsonl", "ab") as file:
+        file.write(b'{"problem": "caf\xe9", "answer": 1}\n')
+    with pytest.raises(ValueError, match="test.jsonl, line 2: not valid UTF-8"):
+        load("beyond-aime", root)
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_that_names_the_mirror(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HuggingFaceH4/MATH-500: cannot be loaded from the hub.*source_root=DIR"):
+        load("math-500")
+
+
+def test_the_hub_is_asked_for_each_config_and_the_pinned_revision(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or [ROWS["hendrycks_math"][0]]
+    )
+    loaded = load("hendrycks_math")
+    source = SOURCES["hendrycks_math"]
+    assert [args for args, _ in asked] == [(source.hub_id, config) for config in source.configs] and len(asked) == 7
+    assert all(kwargs == {"split": "train", "revision": source.revision} for _, kwargs in asked)
+    assert loaded.uri == f"hf://datasets/{source.hub_id}@{source.revision}"
+    assert (loaded.raw_rows, loaded.dropped) == (7, {"duplicate id": 6})
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no problem sets at {REAL}; set SSD_TEST_DATA")
+def test_the_real_sets_have_their_published_sizes():
+    loaded = {name: load(name, str(REAL)) for name in SOURCES}
+    raw = {name: each.raw_rows for name, each in loaded.items()}
+    assert raw == {
+        "hendrycks_math": 7500, "numinamath-cot": 1289, "beyond-aime": 100, "omni-math-2": 2821, "olympiadbench": 675,
+        "aimo-validation-aime": 90, "aime_1983_2023": 975, "math-500": 500, "gsm8k": 1319,
+    }  # fmt: skip
+    assert raw["hendrycks_math"] - loaded["hendrycks_math"].dropped["level below 4 or unknown"] == 3994
+    for name, each in loaded.items():
+        assert each.raw_rows == len(each.problems) + sum(each.dropped.values())
+        assert len({problem.problem_id for problem in each.problems}) == len(each.problems)
+        if name != "numinamath-cot":  # its rows often have no answer
+            assert len(each.problems) >= 0.85 * (each.raw_rows - each.dropped["level below 4 or unknown"])
+    assert Counter(p.level for p in loaded["hendrycks_math"].problems).keys() == {"Level 4", "Level 5"}

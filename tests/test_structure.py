@@ -1,0 +1,127 @@
+"""The joints of the project: who may import whom, and that no value stands in two places."""
+
+import ast
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*ROOT.glob("ssd/**/*.py"), *ROOT.glob("steps/*.py")])
+ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("ssd/")], ids=relative)
+def test_ssd_never_imports_a_step(path):
+    assert "steps" not in tops(path)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("steps/")], ids=relative)
+def test_no_step_imports_another_step(path):
+    assert "steps" not in tops(path)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("ssd/")], ids=relative)
+def test_in_ssd_only_tracking_imports_mlflow(path):
+    assert ("mlflow" in tops(path)) == (relative(path) == "ssd/tracking.py")
+
+
+def test_records_imports_the_standard_library_and_pyarrow():
+    assert tops(ROOT / "ssd/records.py") - sys.stdlib_module_names == {"pyarrow"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("ssd/stats/*.py")), ids=relative)
+def test_stats_imports_numpy_and_scipy_alone(path):
+    foreign = tops(path) - sys.stdlib_module_names - {"numpy", "scipy"}
+    assert foreign <= {"ssd"}
+    assert all(name.startswith("ssd.stats") for name in imports(path) if name.startswith("ssd"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_vllm_is_imported_only_in_its_engine(path):
+    assert "vllm" not in tops(path) or relative(path) == "ssd/engines/vllm.py"
+
+
+def test_steps_that_need_no_model_load_no_torch():
+    code = "import sys, steps.prepare, steps.power, steps.compare, steps.main; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_entry_point_is_a_step_and_every_step_an_entry_point():
+    assert set(ENTRY_POINTS) == {path.stem for path in ROOT.glob("steps/*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_parameters_of_an_entry_point_are_the_flags_of_its_command_and_of_its_step(name, monkeypatch, capsys):
+    parameters = list(ENTRY_POINTS[name]["parameters"])
+    command = ENTRY_POINTS[name]["command"]
+    assert command.startswith(f"python -m steps.{name} ")
+    assert re.findall(r"--(\w+) \{(\w+)\}", command) == [(p, p) for p in parameters]
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module(f"steps.{name}", run_name="__main__")
+    assert re.findall(r"^  --(\w+) ", capsys.readouterr().out, re.MULTILINE) == parameters
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_a_step_has_at_most_ten_parameters_besides_its_decoding(name):
+    from ssd.tracking import DECODING
+
+    assert len(set(ENTRY_POINTS[name]["parameters"]) - set(DECODING)) <= 10
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_sets_only_parameters_that_exist_and_repeats_no_default(path):
+    from ssd.parameters import load_preset
+
+    for step, values in load_preset(path.stem).items():
+        declared = ENTRY_POINTS[step.split()[0]]["parameters"]
+        for name, value in values.items():
+            assert " " in step or str(value) != str(declared[name]["default"]), f"{step}.{name} repeats its default"
+
+
+def test_conda_and_pyproject_pin_the_same_versions():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = next(
+        e["pip"] for e in yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"] if isinstance(e, dict)
+    )
+    assert sorted(conda) == sorted(project["dependencies"] + project["optional-dependencies"]["gpu"])
+
+
+def test_readme_names_every_module_and_entry_point():
+    readme = (ROOT / "README.md").read_text()
+    missing = [p.stem for p in FILES if p.stem != "__init__" and not re.search(rf"\b{p.stem}\b", readme)]
+    assert not missing
+
+
+def test_no_remote_code_and_no_pickled_weights():
+    for path in FILES:
+        text = path.read_text()
+        assert not re.search(
+            r"trust_remote_code\W+True|torch\.load\(|pickle\.load|\beval\(|\bexec\(", text.replace(".eval()", "")
+        )

@@ -1,0 +1,110 @@
+"""Training sees the sampled tokens and nothing else, and a killed run ends where an unbroken one does."""
+
+import pytest
+import torch
+import trl
+
+from ssd import models, prompts
+from ssd.engines import Decoding, open_engine, requests_for
+from ssd.lab import world
+from ssd.records import Sample
+from ssd.training.rows import rows
+from ssd.training.sft import train
+
+SETTINGS = {"lr": 1e-3, "epochs": 1.0, "max_length": 256, "lora_rank": 0, "save_steps": 2, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def samples(lab_model) -> list[Sample]:
+    """Of 48 problems; the cap is low, so that some are cut off."""
+    problems, tokenizer = world.problems(48, seed=3), models.load_tokenizer(lab_model)
+    rendered = [prompts.render(tokenizer, problem.problem) for problem in problems]
+    requests = requests_for(problems, rendered, Decoding(max_tokens=20), 1, 0)
+    return list(open_engine("transformers", lab_model, requests).generate(requests))
+
+
+def losses(into: dict):
+    return lambda step, metrics: into.setdefault(step, metrics["loss"]) if "loss" in metrics else None
+
+
+def test_labels_are_the_sampled_tokens_with_the_end_of_turn_only_where_it_was_drawn(
+    lab_model, samples, tmp_path, monkeypatch
+):
+    seen = []
+    original = trl.SFTTrainer.compute_loss
+
+    def recording(self, model, inputs, *args, **kwargs):
+        for ids, labels, mask in zip(inputs["input_ids"], inputs["labels"], inputs["attention_mask"], strict=True):
+            kept = mask.bool()
+            seen.append((ids[kept].tolist(), labels[kept].tolist()))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", recording)
+    train(lab_model, rows(samples, 256).dataset, tmp_path, global_batch_size=16, on_log=lambda *_: None, **SETTINGS)
+    expected = [
+        (s.prompt_token_ids + s.token_ids, [-100] * len(s.prompt_token_ids) + s.token_ids)
+        for s in samples
+        if not (s.finish_reason == "stop" and "\n" not in s.text.strip())
+    ]
+    assert sorted(seen) == sorted(expected)
+    eos = models.load_tokenizer(lab_model).eos_token_id
+    ended = {s.finish_reason for s in samples if s.token_ids[-1] == eos}
+    cut = {s.finish_reason for s in samples if s.token_ids[-1] != eos}
+    assert (ended, cut) == ({"stop"}, {"length"})
+
+
+def test_stubs_and_too_long_samples_are_left_out_and_counted():
+    def sample(text: str, length: int = 3, finish_reason="stop") -> Sample:
+        return Sample("p", 0, [1, 2], [3] * length, text, finish_reason, -1.0)
+
+    kept = [sample("think\n</think>\n\n5"), sample("cut off in its first line", finish_reason="length")]
+    found = rows([*kept, sample(""), sample("five"), sample("a\nb", length=99)], max_length=50)
+    assert (len(found.dataset), found.num_stubs, found.num_too_long) == (2, 2, 1)
+    with pytest.raises(ValueError, match="none of 1 samples can be trained on"):
+        rows([sample("five")], max_length=50)
+
+
+def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, samples, tmp_path):
+    """The same losses at each step and the same weights, within float32 rounding."""
+    dataset = rows(samples, 256).dataset
+    unbroken, continued = {}, {}
+    *_, (last, folder) = train(
+        lab_model, dataset, tmp_path / "a", global_batch_size=8, on_log=losses(unbroken), **SETTINGS
+    )
+
+    class Killed(Exception):
+        pass
+
+    def die_at_step_3(step, metrics):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(lab_model, dataset, tmp_path / "b", global_batch_size=8, on_log=die_at_step_3, **SETTINGS)
+    *_, (last_b, folder_b) = train(
+        lab_model, dataset, tmp_path / "b", global_batch_size=8, on_log=losses(continued), **SETTINGS
+    )
+    assert last == last_b == max(unbroken)
+    assert continued == pytest.approx(unbroken, abs=1e-5)
+    ours, theirs = (models.load_weights(str(f), torch.float32).state_dict() for f in (folder, folder_b))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+
+
+def test_each_checkpoint_is_complete_and_differs_from_the_last(lab_model, samples, tmp_path):
+    dataset = rows(samples, 256).dataset
+    saved = train(lab_model, dataset, tmp_path, global_batch_size=16, on_log=lambda *_: None, **SETTINGS)
+    assert [step for step, _ in saved] == [2, 3]
+    assert len({models.digest(lab_model), *(models.digest(str(folder)) for _, folder in saved)}) == 3
+    for _, folder in saved:
+        assert models.load_tokenizer(str(folder)).chat_template == models.load_tokenizer(lab_model).chat_template
+
+
+def test_an_adapter_is_merged_into_its_checkpoint(lab_model, samples, tmp_path):
+    settings = SETTINGS | {"lora_rank": 4}
+    dataset = rows(samples, 256).dataset
+    *_, (_, folder) = train(lab_model, dataset, tmp_path, global_batch_size=16, on_log=lambda *_: None, **settings)
+    base, merged = (models.load_weights(m, torch.float32).state_dict() for m in (lab_model, str(folder)))
+    assert base.keys() == merged.keys()
+    changed = {name.split(".")[-2] for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
