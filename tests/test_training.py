@@ -73,7 +73,7 @@ def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, s
     )
 
     class Killed(Exception):
-        pass
+        """What ends the first run in its midst."""
 
     def die_at_step_3(step, metrics):
         if step == 3:
