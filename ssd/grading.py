@@ -108,7 +108,7 @@ def correct(grades: Iterable[Grade]) -> tuple[list[str], np.ndarray]:
     Raises
     ------
     ValueError
-        If a (problem, sample) is graded twice or the problems differ in their number of samples.
+        If a (problem, sample) is graded twice, or the samples of a problem are not numbered from 0 on, as many of each.
     """
     by_problem: dict[str, dict[int, float]] = collections.defaultdict(dict)
     for row in grades:
@@ -118,6 +118,9 @@ def correct(grades: Iterable[Grade]) -> tuple[list[str], np.ndarray]:
     sizes = {len(row) for row in by_problem.values()}
     if len(sizes) != 1:
         raise ValueError(f"problems have {sorted(sizes)} samples; every problem needs the same number, at least one")
+    for problem_id, row in by_problem.items():
+        if sorted(row) != list(range(len(row))):
+            raise ValueError(f"problem {problem_id} has the samples {sorted(row)}; some between are not graded")
     ids = sorted(by_problem)
     return ids, np.array([[by_problem[i][s] for s in sorted(by_problem[i])] for i in ids])
 

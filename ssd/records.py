@@ -11,14 +11,15 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 FinishReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "no_answer", "cut_off", "timed_out"]
-OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "no_answer", "cut_off", "timed_out")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+WORDS = {"finish_reason": get_args(FinishReason), "outcome": OUTCOMES}  # all that these columns may hold
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
     Raises
     ------
     ValueError
-        If there is no such file or no row, a column is missing, a value is null, or a row stands twice; the message
-        names it.
+        If there is no such file or no row, a column is missing, a value is null or none of WORDS, or a row stands
+        twice; the message names it.
     """
     path = Path(path)
     files: Sequence[Path] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -154,4 +155,7 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     for name in schema.names:
         if found[name].null_count:
             raise ValueError(f"{path}: column {name} has {found[name].null_count} null values; remove those rows")
+        foreign = set(found[name].unique().to_pylist()) - set(WORDS[name]) if name in WORDS else ()
+        if foreign:
+            raise ValueError(f"{path}: column {name} holds {min(foreign)!r}; it may hold {', '.join(WORDS[name])}")
     return found

@@ -20,12 +20,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import mlflow
-import numpy as np
 import pyarrow as pa
 import requests
 import sqlalchemy.exc
@@ -34,15 +33,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from ssd import engines, grading, parameters, records, report
-from ssd.answers import normalise
-from ssd.engines import Decoding
-from ssd.records import Grade, Problem, Sample
-from ssd.stats import estimate as estimating
-from ssd.stats.estimate import Estimate
-
-if TYPE_CHECKING:
-    from ssd import sampling
+from ssd import engines, parameters, records
 
 LATEST = "latest"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -119,7 +110,7 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str) -> None:
     except ValueError as error:
         _fail(str(error))
     except ExecutionException as error:
-        _fail(f"a step that this one needs failed: {_first_line(error)}; its message is above")
+        _fail(f"the run that this one launched failed ({_first_line(error)}); its message is above")
     except OSError as error:
         _fail(f"{type(error).__name__}: {_first_line(error)}")
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError) as error:
@@ -238,47 +229,6 @@ def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasD
     return dataset
 
 
-DECODING = tuple(field.name for field in dataclasses.fields(Decoding))
-
-
-def decoding(args: argparse.Namespace) -> Decoding:
-    """The decoding that a step's parameters spell out; what a step has no parameter for stays off."""
-    given = {name: getattr(args, name) for name in DECODING if hasattr(args, name)}
-    return Decoding(**given | {"temperature_last": bool(given.get("temperature_last", 0))})
-
-
-def generate(step: Step, decodings: Mapping[str, Decoding]) -> tuple[list[Problem], dict[str, "sampling.Generated"]]:
-    """The problems that the step's parameters name, and its model's samples of them at each of `decodings`."""
-    from ssd import sampling  # torch takes seconds to load; the steps that generate nothing do without
-
-    args = step.args
-    problems = records.read(step.path("problems"), Problem)
-    model, (code, _) = str(step.path("model")), code_version()
-    name, colon, place = args.engine.partition(":")
-    engine = name + colon + local_path(place)  # replay:runs:/ID/samples
-    return problems, sampling.generate(model, engine, problems, decodings, args.n, args.seed, step.work, code)
-
-
-def log_generation(step: Step, generated: "sampling.Generated") -> None:
-    """Log to the active run how long the samples are and, where they were drawn now, what that took."""
-    samples, drawn = generated.samples, generated.drawn
-    lengths = np.array([len(sample.token_ids) for sample in samples])
-    for q in (10, 50, 90, 99):
-        mlflow.log_metric(f"tokens_per_sample_p{q}", float(np.percentile(lengths, q)))
-    by_reason = {
-        reason: [len(sample.token_ids) for sample in samples if sample.finish_reason == reason]
-        for reason in ("stop", "length")
-    }
-    if drawn:
-        took = {"tokens_per_second": drawn.tokens_per_second, "tail_share": drawn.tail_share}
-        if drawn.gpu_hours > 0:
-            price = getattr(step.args, "gpu_hour_price", 0.0)
-            took |= {"gpu_hours": drawn.gpu_hours} | ({"gpu_cost": price * drawn.gpu_hours} if price else {})
-        mlflow.log_metrics(took)
-    finished_s, num_tokens = (drawn.finished_s, drawn.num_tokens) if drawn else ([], [])
-    mlflow.log_figure(report.generation(by_reason, finished_s, num_tokens), "figures/generation.png")
-
-
 def tag_of(uri: str, tag: str, default: str) -> str:
     """Tag of the run that `uri` (`runs:/ID/path`) points into; `default` for any other uri or without the tag."""
     return run_of(uri).data.tags.get(tag, default) if uri.startswith("runs:/") else default
@@ -310,79 +260,6 @@ def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> None
 def metric_of(uri: str, metric: str) -> float:
     """Metric of the run that `uri` (`runs:/ID/path`) points into; NaN for any other uri or without the metric."""
     return run_of(uri).data.metrics.get(metric, math.nan) if uri.startswith("runs:/") else math.nan
-
-
-def log_evaluation(step: Step, arm: str, problems: Sequence[Problem], generated: "sampling.Generated") -> Estimate:
-    """Grade the samples and log to the active run what they say of `arm`; returns pass@1."""
-    samples, manifest, decoded = generated.samples, generated.manifest, generated.decoding
-    grades = grading.grade(samples, problems, manifest["thinks"])
-    estimates, groups = _estimates(problems, samples, grades)
-    estimate = estimates["pass_at_1"]
-    args, run = step.args, mlflow.active_run()
-    problem_table = records.table(Problem, problems)
-    name = Path(args.problems).stem
-    dataset = log_dataset(name, problem_table, context="evaluation", source=args.problems)
-    metrics = {}
-    for metric, value in estimates.items():
-        metrics |= {metric: value.value, f"{metric}_ci_low": value.ci_low, f"{metric}_ci_high": value.ci_high}
-    _, _, artifact = args.model.partition("runs:/")
-    artifact = artifact.partition("/")[2]
-    mlflow.log_metrics(
-        metrics, model_id=tag_of(args.model, f"ssd.logged_model.{artifact}", "") or None, dataset=dataset
-    )
-    mlflow.log_metrics({"num_problems": estimate.n, "num_samples": len(samples)})
-    log_generation(step, generated)
-    mlflow.log_metrics({f"num_{outcome}": count for outcome, count in grading.outcome_counts(grades).items()})
-    if run.info.run_id != step.run_id:
-        mlflow.log_params({key: str(value) for key, value in dataclasses.asdict(decoded).items()})
-    folder = step.work / run.info.run_id
-    records.write(folder / "samples" / "samples.parquet", Sample, samples)
-    (folder / "samples" / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    records.write(folder / "grades.parquet", Grade, grades)
-    correctness = grading.correctness(problems, grades)
-    records.write_table(folder / "correctness.parquet", pa.table(correctness))
-    mlflow.log_artifacts(str(folder))
-    mlflow.log_table(correctness, "correctness.json")
-    step.log_json("estimates.json", {"estimates": estimates, **groups})
-    conditions = {
-        "problems": digest(problem_table),
-        "prompt": manifest["prompt"],
-        "max_tokens": decoded.max_tokens,
-        "engine": manifest["engine"],
-        "grader": grading.version(),
-    }
-    mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
-    description = (
-        f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {name} ({len(samples) // estimate.n} "
-        f"samples each) at {decoded}.\n\n"
-        + ", ".join(f"{outcome} {count:,}" for outcome, count in grading.outcome_counts(grades).items())
-        + "\n\n"
-        + report.estimates(estimates, groups)
-    )
-    step.describe(f"{arm} · {name} · {decoded}", description)
-    return estimate
-
-
-def _estimates(
-    problems: Sequence[Problem], samples: Sequence[Sample], grades: Sequence[Grade]
-) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
-    """What the grades say, by name of metric, and pass@1 by source and by level."""
-    ids, correct_PS = grading.correct(grades)
-    k = correct_PS.shape[1]
-    found = {"pass_at_1": estimating.mean(correct_PS)}
-    if k > 1:
-        ordered = sorted(grades, key=lambda row: (row.problem_id, row.sample_index))
-        answers_PS = [[normalise(row.answer) for row in ordered[i : i + k]] for i in range(0, len(ordered), k)]
-        found[f"pass_at_{k}"] = estimating.pass_at_k(correct_PS, k)
-        found[f"majority_at_{k}"] = estimating.majority_at_k(answers_PS, correct_PS)
-    for name, values_PS in grading.health(samples, grades)._asdict().items():
-        found[name] = (estimating.quantity if name == "tokens_per_sample" else estimating.mean)(values_PS)
-    by_id = {problem.problem_id: problem for problem in problems}
-    groups = {
-        f"by_{field}": estimating.by_group(correct_PS, [getattr(by_id[each], field) for each in ids])
-        for field in ("source", "level")
-    }
-    return found, groups
 
 
 def digest(rows: pa.Table) -> str:

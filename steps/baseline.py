@@ -1,17 +1,17 @@
 """Measure the base model at its recommended decoding, several samples a problem, so that its variance can be split.
 
 Reads:  model, problems (latest: prepare/val.parquet).
-Writes: samples/, grades.parquet, correctness.json; pass@1 with its interval, health rates.
+Writes: samples/, grades.parquet, correctness.parquet, estimates.json; pass@1 with its interval, health rates.
 Run:    mlflow run . -e baseline
 """
 
-from ssd import tracking
+from ssd import evaluation, tracking
 
 
 def baseline(step: tracking.Step) -> None:
-    decoding = tracking.decoding(step.args)
-    problems, generated = tracking.generate(step, {"samples": decoding})
-    tracking.log_evaluation(step, "base", problems, generated["samples"])
+    decoding = evaluation.decoding(step.args)
+    problems, generated = evaluation.generate(step, {"samples": decoding})
+    evaluation.log(step, "base", problems, generated["samples"])
 
 
 if __name__ == "__main__":

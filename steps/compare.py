@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run
 
-from ssd import decision, grading, parameters, records, report, tracking
+from ssd import decision, evaluation, grading, parameters, records, report, tracking
 from ssd.records import Grade, Problem
 from ssd.stats import compare as comparing
 from ssd.stats import estimate
@@ -56,6 +56,11 @@ def compare(step: tracking.Step) -> None:
         chosen_on = Path(chosen_on).stem
     elif chosen_on not in SETS:
         raise ValueError(f"chosen_on={chosen_on!r} is none of {', '.join(SETS)}; or give the Parquet file of the set")
+    if not differences:
+        raise ValueError(
+            f"arms={step.args.arms}: no claim of docs/plan.md is about {' and '.join(runs)}; its pairs are "
+            + ", ".join(f"{arm} against {against}" for arm, against in pairs)
+        )
     verdict = decision.decide(
         differences,
         chosen_on={"decoding": chosen_on, "checkpoint": chosen_on},
@@ -124,7 +129,7 @@ def _latest(step: tracking.Step) -> dict[str, Run]:
 def _launched(step: tracking.Step) -> dict[str, Run]:
     """The two arms of the method's claim, both decoded as the base is."""
     base = parameters.preset_values(step.args.preset, "baseline")
-    shared = {name: base[name] for name in tracking.DECODING}
+    shared = {name: base[name] for name in evaluation.DECODING}
     shared["problems"] = f"runs:/{step.launch('prepare')}/final.parquet"
     arms = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
     return {a: mlflow.get_run(step.launch("evaluate", arm=a, model=model, **shared)) for a, model in arms.items()}

@@ -2,14 +2,14 @@
 
 Reads:  model (latest: train/model), problems (latest: prepare/quick.parquet), decodings (a YAML file of candidate
         decodings by family, or none), samples (runs:/ID/samples to grade again without an engine, or none).
-Writes: samples/, grades.parquet, correctness.json, pass@1 with its interval and health rates; with decodings these for
-        each candidate in a nested run, and decodings.json with the best of each family.
+Writes: samples/, grades.parquet, correctness.parquet, estimates.json: pass@1 and health with intervals; with decodings
+        these for each candidate in a nested run, and decodings.json with the best of each family.
 Run:    mlflow run . -e evaluate -P model=runs:/ID/model
 """
 
 import mlflow
 
-from ssd import parameters, records, report, tracking
+from ssd import evaluation, parameters, records, report, tracking
 from ssd.records import Problem
 
 
@@ -23,10 +23,10 @@ def evaluate(step: tracking.Step) -> None:
         from ssd import sampling
 
         problems, drawn = records.read(step.path("problems"), Problem), sampling.load(step.path("samples"))
-        tracking.log_evaluation(step, tracking.tag_of(args.samples, "arm", args.arm), problems, drawn)
+        evaluation.log(step, tracking.tag_of(args.samples, "arm", args.arm), problems, drawn)
     elif args.decodings == "none":
-        problems, generated = tracking.generate(step, {"samples": tracking.decoding(args)})
-        tracking.log_evaluation(step, args.arm, problems, generated["samples"])
+        problems, generated = evaluation.generate(step, {"samples": evaluation.decoding(args)})
+        evaluation.log(step, args.arm, problems, generated["samples"])
     else:
         _choose(step)
 
@@ -37,11 +37,11 @@ def _choose(step: tracking.Step) -> None:
     families = parameters.load_decodings(args.decodings, args.max_tokens)
     candidates = {(family, index): d for family, of in families.items() for index, d in enumerate(of)}
     named = {f"{family}-{index}": decoding for (family, index), decoding in candidates.items()}
-    problems, generated = tracking.generate(step, named)
+    problems, generated = evaluation.generate(step, named)
     rows = []
     for (family, index), decoding in candidates.items():
         with mlflow.start_run(nested=True):
-            estimate = tracking.log_evaluation(step, args.arm, problems, generated[f"{family}-{index}"])
+            estimate = evaluation.log(step, args.arm, problems, generated[f"{family}-{index}"])
         rows.append({"family": family, "decoding": decoding, "estimate": estimate})
     best = {
         family: max((row for row in rows if row["family"] == family), key=lambda row: row["estimate"].value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 
-from ssd import parameters, tracking
+from ssd import evaluation, parameters, tracking
 
 FAMILIES = ("temperature", "min-p", "temperature-last")
 
@@ -31,7 +31,7 @@ def main(step: tracking.Step) -> None:
                 f"{search['decodings']} has the families {', '.join(families)}; needs {', '.join(FAMILIES)}"
             )
     recommended = parameters.preset_values(preset, "baseline")
-    base, recommended = recommended["model"], {name: recommended[name] for name in tracking.DECODING}
+    base, recommended = recommended["model"], {name: recommended[name] for name in evaluation.DECODING}
     if base == "lab":
         base = f"runs:/{step.launch('lab', seed=seed)}/model"
     prepared = step.launch("prepare", seed=seed)

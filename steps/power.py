@@ -37,8 +37,7 @@ def power(step: tracking.Step) -> None:
         )
         return
     n, budget = args.num_problems or parts.n, args.budget or parts.n * parts.k
-    omega2 = planning.planned_omega2(parts.between)
-    variances, plan = (omega2, parts.within, parts.within), {"alpha": args.alpha, "power": args.power}
+    variances, plan = _planned(parts.total, parts.between_share), {"alpha": args.alpha, "power": args.power}
     needed = {k: planning.sample_size_paired(*variances, args.delta, k, k, **plan) for k in (1, 2, 4, 8)}
     unpaired = planning.sample_size_unpaired(parts.total, args.delta, **plan)
     low, high = (
@@ -53,7 +52,7 @@ def power(step: tracking.Step) -> None:
     cost = planning.cost(2 * best.n * best.k, tokens, speed, price) if tokens > 0 and speed > 0 else None
     step.log_json(
         "power.json",
-        {"components": parts, "omega2": omega2, "delta": args.delta, "n": n, "detectable_at_n": detectable,
+        {"components": parts, "omega2": variances[0], "delta": args.delta, "n": n, "detectable_at_n": detectable,
          "needed_paired_by_k": needed, "needed_unpaired": unpaired, "budget": budget, "best_use_of_budget": best,
          "cost_of_two_arms": cost, **plan},
     )  # fmt: skip
@@ -73,10 +72,10 @@ def power(step: tracking.Step) -> None:
         "",
         f"- {args.delta * 100:g} points need {needed[1]:,} problems in a paired comparison with one sample each "
         f"(two: {needed[2]:,}; four: {needed[4]:,}), {unpaired:,} an arm unpaired.",
-        f"- {n:,} problems detect {detectable * 100:.1f} points [{low * 100:.1f}, {high * 100:.1f}] "
+        f"- {n:,} problems detect {_points(detectable)} [{_points(low)}, {_points(high)}] "
         f"(paired, one sample, power {args.power:.0%}; the interval is the share's).",
         f"- {budget:,} generations an arm on at most {n:,} problems are best spent on {best.k} "
-        f"sample{'s' * (best.k > 1)} of {best.n:,} problems: {best.minimal_detectable_effect * 100:.1f} points.",
+        f"sample{'s' * (best.k > 1)} of {best.n:,} problems: {_points(best.minimal_detectable_effect)}.",
     ]
     if cost:
         money = "" if math.isnan(cost.money) else f", {cost.money:,.2f} at {args.gpu_hour_price:g} an hour"
@@ -88,6 +87,10 @@ def power(step: tracking.Step) -> None:
             f"problems ({needed[1]:,} with one sample each), or a larger delta.",
         ]
     step.describe(name, "\n".join(lines))
+
+
+def _points(effect: float) -> str:
+    return f"{100 * effect:.1f} points" if effect < 1 else "nothing (not even 100 points)"
 
 
 def _planned(total: float, between_share: float) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 
-from ssd import grading, records, report, tracking
+from ssd import evaluation, grading, records, report, tracking
 from ssd.records import Sample
 from ssd.stats import estimate
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def sample(step: tracking.Step) -> None:
     args = step.args
-    decoding = tracking.decoding(args)
-    problems, generated = tracking.generate(step, {"samples": decoding})
+    decoding = evaluation.decoding(args)
+    problems, generated = evaluation.generate(step, {"samples": decoding})
     samples, thinks = generated["samples"].samples, generated["samples"].manifest["thinks"]
     mlflow.log_artifacts(str(step.work / "samples"), "samples")
     rows = records.table(Sample, samples)
@@ -34,7 +34,7 @@ def sample(step: tracking.Step) -> None:
         {"num_samples": len(samples), "num_tokens": num_tokens, "tokens_per_sample": num_tokens / len(samples)}
         | {name + suffix: getattr(rate, part) for name, rate in rates.items() for suffix, part in bounds.items()}
     )
-    tracking.log_generation(step, generated["samples"])
+    evaluation.log_generation(step, generated["samples"])
     step.describe(
         f"sample · {args.arm} · {decoding}",
         f"{len(samples):,} samples of {len(problems):,} problems at {decoding}: "

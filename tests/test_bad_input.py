@@ -15,15 +15,7 @@ from ssd import models, records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem, Sample
 
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("bad", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("bad")
-    yield folder
-    mlflow.set_tracking_uri(None)
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +42,11 @@ def given(tmp_path_factory, lab_model) -> dict[str, str]:
     return {name: str(folder / name) for name in names} | {"lab": lab_model, "folder": str(folder)}
 
 
-def run_step(monkeypatch, capsys, name: str, parameters: dict) -> str:
+def refusal(run_step, capsys, name: str, parameters: dict) -> str:
     """Run a step that must fail; its error line."""
-    monkeypatch.setattr(sys, "argv", [name, *(f"--{key}={value}" for key, value in parameters.items())])
     before = {run.info.run_id for run in mlflow.search_runs(output_format="list")}
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"steps.{name}", run_name="__main__")
+        run_step(name, **parameters)
     assert ended.value.code not in (0, None)
     for run in mlflow.search_runs(output_format="list"):
         if run.info.run_id not in before:
@@ -103,28 +94,28 @@ CASES = [  # step, parameters, what the error says
 
 
 @pytest.mark.parametrize(("step", "parameters", "message"), CASES, ids=[f"{step}: {m}" for step, _, m in CASES])
-def test_bad_input_is_refused_in_one_line(monkeypatch, capsys, given, step, parameters, message):
+def test_bad_input_is_refused_in_one_line(run_step, capsys, given, step, parameters, message):
     filled = {key: re.sub(r"\{(.+?)\}", lambda match: given[match[1]], str(value)) for key, value in parameters.items()}
-    assert re.search(message, run_step(monkeypatch, capsys, step, filled))
+    assert re.search(message, refusal(run_step, capsys, step, filled))
 
 
-def test_vllm_without_a_gpu_or_without_vllm_is_refused(monkeypatch, capsys, given):
+def test_vllm_without_a_gpu_or_without_vllm_is_refused(run_step, capsys, given):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     try:
         import vllm  # noqa: F401
     except ImportError:
         parameters = {"model": given["lab"], "problems": given["problems.parquet"], "max_tokens": 48}
-        assert "needs the package vllm" in run_step(monkeypatch, capsys, "sample", parameters)
+        assert "needs the package vllm" in refusal(run_step, capsys, "sample", parameters)
     else:
         pytest.skip("vLLM's CPU build is installed here and needs no GPU")
 
 
-def test_two_models_are_not_mixed(monkeypatch, capsys, given):
+def test_two_models_are_not_mixed(run_step, capsys, given):
     """Samples of one model do not train another."""
     with mlflow.start_run() as run:
         mlflow.set_tags({"ssd.base_model": "some/other-model", "step": "sample", "ssd.key": "k"})
-    error = run_step(monkeypatch, capsys, "train", {"model": given["lab"], "samples": "latest"})
+    error = refusal(run_step, capsys, "train", {"model": given["lab"], "samples": "latest"})
     assert "two models would be mixed" in error and "some/other-model" in error and run.info.run_id in error
 
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import mlflow
@@ -13,28 +11,12 @@ from ssd import records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem
 
+pytestmark = pytest.mark.usefixtures("store")
 CANDIDATES = """
 temperature: [{temperature: 0.0}, {temperature: 5.0}]
 min-p: [{temperature: 1.0, min_p: 0.1}]
 temperature-last: [{temperature: 2.0, top_p: 0.8, temperature_last: true}]
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("evaluate", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("evaluate")
-    yield folder
-    mlflow.set_tracking_uri(None)
-
-
-def run_step(monkeypatch, name: str, **parameters) -> mlflow.entities.Run:
-    """Run a step in this process; its run."""
-    monkeypatch.setattr(sys, "argv", [name, *(f"--{key}={value}" for key, value in parameters.items())])
-    runpy.run_module(f"steps.{name}", run_name="__main__")
-    return mlflow.search_runs(filter_string=f"tags.step = '{name}'", output_format="list")[0]
 
 
 def artifact(run, name: str):
@@ -49,11 +31,11 @@ def problems(tmp_path_factory) -> str:
 
 
 def test_the_best_candidate_of_each_family_is_chosen_and_every_candidate_is_a_run(
-    monkeypatch, tmp_path, lab_model, problems
+    run_step, tmp_path, lab_model, problems
 ):
     (tmp_path / "candidates.yaml").write_text(CANDIDATES)
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40}
-    run = run_step(monkeypatch, "evaluate", arm="base-search", decodings=tmp_path / "candidates.yaml", n=2, **common)
+    run = run_step("evaluate", arm="base-search", decodings=tmp_path / "candidates.yaml", n=2, **common)
     found = artifact(run, "decodings.json")
     assert list(found["best"]) == ["temperature", "min-p", "temperature-last"]
     for family, best in found["best"].items():
@@ -64,11 +46,11 @@ def test_the_best_candidate_of_each_family_is_chosen_and_every_candidate_is_a_ru
     assert {child.data.metrics["num_samples"] for child in nested} == {80}
 
 
-def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, lab_model, problems):
+def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step, lab_model, problems):
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40}
-    first = run_step(monkeypatch, "evaluate", arm="base", n=2, **common)
+    first = run_step("evaluate", arm="base", n=2, **common)
     monkeypatch.setattr("ssd.engines.open_engine", None)
-    again = run_step(monkeypatch, "evaluate", samples=f"runs:/{first.info.run_id}/samples")
+    again = run_step("evaluate", samples=f"runs:/{first.info.run_id}/samples")
     assert again.info.run_id != first.info.run_id and again.data.tags["arm"] == "base"
     for name in ("ssd.conditions", "ssd.base_model"):
         assert again.data.tags[name] == first.data.tags[name]
@@ -84,32 +66,34 @@ def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, lab_mode
     [
         (["right right", "wrong wrong"] * 50, "Between-problem share 100%"),
         (["right wrong", "wrong right"] * 50, r"(?s)no difference between problems can be seen.*\*\*Warning"),
+        (
+            ["right right", "wrong wrong"],
+            r"(?s)2 problems detect nothing .*of 2 problems: nothing \(not even 100 points",
+        ),
         (["wrong wrong"] * 100, r"Nothing can be planned from this:.*all 2 samples of all 100 problems were wrong"),
     ],
-    ids=["all variance between", "all variance within", "no variance"],
+    ids=["all variance between", "all variance within", "too few problems", "no variance"],
 )
-def test_power_says_what_the_variance_allows(monkeypatch, tmp_path, outcomes, said):
+def test_power_says_what_the_variance_allows(run_step, tmp_path, outcomes, said):
     rows = [Grade(f"p{i}", s, word, "1") for i, each in enumerate(outcomes) for s, word in enumerate(each.split())]
     records.write(tmp_path / "grades.parquet", Grade, rows)
-    run = run_step(monkeypatch, "power", grades=tmp_path / "grades.parquet", tokens_per_second=100.0, budget=400)
+    run = run_step("power", grades=tmp_path / "grades.parquet", tokens_per_second=100.0, budget=400)
     assert re.search(said, run.data.tags["mlflow.note.content"])
     assert ("needed_problems" in run.data.metrics) == (len(set(outcomes)) > 1)
 
 
-def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
-    monkeypatch, capsys, lab_model, problems
-):
+def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(run_step, capsys, lab_model, problems):
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40, "top_k": 0}
-    base = run_step(monkeypatch, "evaluate", arm="base", temperature=1.0, top_p=1.0, **common)
-    other = run_step(monkeypatch, "evaluate", arm="ssd-same-decoding", temperature=0.0, top_p=1.0, **common)
+    base = run_step("evaluate", arm="base", temperature=1.0, top_p=1.0, **common)
+    other = run_step("evaluate", arm="ssd-same-decoding", temperature=0.0, top_p=1.0, **common)
     arms = f"base=runs:/{base.info.run_id},ssd-same-decoding=runs:/{other.info.run_id}"
-    compared = run_step(monkeypatch, "compare", arms=arms)
+    compared = run_step("compare", arms=arms)
     difference = artifact(compared, "verdict.json")["findings"][0]["difference"]
     expected = other.data.metrics["pass_at_1"] - base.data.metrics["pass_at_1"]
     assert difference["value"] == pytest.approx(expected)
     assert difference["ci_low"] <= expected <= difference["ci_high"]
     with pytest.raises(SystemExit):
-        run_step(monkeypatch, "compare", arms=arms, chosen_on=problems)
+        run_step("compare", arms=arms, chosen_on=problems)
     assert "shares 40 problems with the evaluated set" in capsys.readouterr().err
     swapped = f"base=runs:/{other.info.run_id},ssd-same-decoding=runs:/{base.info.run_id}"
     for given, message in (
@@ -118,8 +102,12 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
         ({"arms": arms, "chosen_on": "fianl"}, "chosen_on='fianl' is none of train, val, quick, final"),
     ):
         with pytest.raises(SystemExit):
-            run_step(monkeypatch, "compare", **given)
+            run_step("compare", **given)
         assert message in capsys.readouterr().err
+    unplanned = run_step("evaluate", arm="mine", temperature=0.0, top_p=1.0, **common)
+    with pytest.raises(SystemExit):
+        run_step("compare", arms=f"base=runs:/{base.info.run_id},mine=runs:/{unplanned.info.run_id}")
+    assert "no claim of docs/plan.md is about base and mine" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_elsewhere_and_at_another_price_but_a_replay_is_of_its_own_recordings():

@@ -199,6 +199,7 @@ def test_correct_is_a_table_of_problems_by_samples():
     [
         ([Grade("a", 0, "right", ""), Grade("a", 0, "wrong", "")], "graded twice"),
         ([Grade("a", 0, "right", ""), Grade("b", 0, "wrong", ""), Grade("b", 1, "wrong", "")], r"\[1, 2\] samples"),
+        ([Grade("a", 0, "right", ""), Grade("a", 2, "wrong", "")], r"problem a has the samples \[0, 2\]"),
     ],
 )
 def test_unequal_or_doubled_samples_are_refused(rows, message):

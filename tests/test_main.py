@@ -7,7 +7,7 @@ import sys
 import mlflow
 import pytest
 
-from ssd import parameters, tracking
+from ssd import evaluation, parameters, tracking
 
 BEST = {
     "temperature": {"temperature": 0.8, "temperature_last": False},
@@ -62,7 +62,7 @@ def test_main_runs_every_arm_and_they_differ_in_what_makes_them_arms(launched):
     )
     for family, decoding in BEST.items():
         tuned = measured[f"base-tuned-{family}"]
-        assert differences(base, tuned) <= {"arm", *tracking.DECODING}
+        assert differences(base, tuned) <= {"arm", *evaluation.DECODING}
         assert {name: tuned[name] for name in decoding} == decoding
     assert measured["ssd"]["temperature"] == BEST["temperature"]["temperature"]
 

@@ -2,8 +2,6 @@
 
 import json
 import random
-import runpy
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,16 +12,6 @@ import pytest
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZES = {"train_size": 40, "val_size": 60, "quick_size": 20}
 SOURCES = {"train_sources": "hendrycks_math,numinamath-cot", "val_sources": "beyond-aime,omni-math-2"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("prepare", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("prepare")
-    yield folder
-    mlflow.set_tracking_uri(None)
 
 
 def statements(n: int, seed: int) -> list[str]:
@@ -61,17 +49,10 @@ def mirror(tmp_path_factory) -> Path:
     return root
 
 
-def prepare(monkeypatch, **parameters: object) -> mlflow.entities.Run:
-    given = SOURCES | SIZES | parameters
-    monkeypatch.setattr(sys, "argv", ["prepare", *(f"--{key}={value}" for key, value in given.items())])
-    runpy.run_module("steps.prepare", run_name="__main__")
-    return mlflow.search_runs(filter_string="tags.step = 'prepare'", output_format="list")[0]
-
-
-def refused(monkeypatch, capsys, **parameters) -> str:
+def refused(run_step, capsys, **parameters) -> str:
     """The error line of a step that must fail."""
     with pytest.raises(SystemExit):
-        prepare(monkeypatch, **parameters)
+        run_step("prepare", **SOURCES | SIZES | parameters)
     return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
 
@@ -80,9 +61,8 @@ def artifact(run, name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(mirror):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return prepare(monkeypatch, source_root=mirror)
+def run(run_step, store, mirror):
+    return run_step("prepare", source_root=mirror, **SOURCES | SIZES)
 
 
 def test_every_row_of_every_source_is_accounted_for(run):
@@ -125,12 +105,12 @@ def test_datasets_can_be_loaded_by_the_datasets_library_and_are_logged_with_cont
     assert all(len(dataset.digest) >= 8 for dataset in inputs.values())
 
 
-def test_two_runs_write_the_same_bytes_and_digests(monkeypatch, store, mirror, run):
+def test_two_runs_write_the_same_bytes_and_digests(run_step, store, mirror, run):
     # Within an experiment a finished run is not done again.
     mlflow.create_experiment("again", artifact_location=str(store / "again"))
     mlflow.set_experiment("again")
-    again = prepare(monkeypatch, source_root=mirror)
-    mlflow.set_experiment("prepare")
+    again = run_step("prepare", source_root=mirror, **SOURCES | SIZES)
+    mlflow.set_experiment("tests")
     assert again.info.run_id != run.info.run_id
     for name in ("train.parquet", "val.parquet", "quick.parquet", "removals.parquet", "sources.json", "data_card.md"):
         assert artifact(again, name).read_bytes() == artifact(run, name).read_bytes()
@@ -150,11 +130,12 @@ def test_the_page_states_power_and_warns_where_a_set_is_too_small(run):
         assert artifact(run, f"figures/{figure}.png").stat().st_size > 10_000
 
 
-def test_too_few_problems_for_train_are_a_warning_and_a_set_of_ones_own_can_be_final(monkeypatch, mirror, tmp_path):
+def test_too_few_problems_for_train_are_a_warning_and_a_set_of_ones_own_can_be_final(run_step, store, mirror, tmp_path):
     own = tmp_path / "mine.jsonl"
     omni = (mirror / "omni-math/test.jsonl").read_text().split("\n")[:3]
     own.write_text("\n".join([*omni, json.dumps({"problem": statements(1, 9)[0], "answer": 5})]) + "\n")
-    run = prepare(monkeypatch, source_root=mirror, final_sources=own, train_size=500, val_size=50)
+    given = SOURCES | SIZES | {"final_sources": own, "train_size": 500, "val_size": 50}
+    run = run_step("prepare", source_root=mirror, **given)
     assert "**Warning:** train has 70 problems, not 500" in run.data.tags["mlflow.note.content"]
     final, val = (pq.read_table(artifact(run, f"{name}.parquet")).to_pylist() for name in ("final", "val"))
     assert {row["source"] for row in final} == {"mine"} and len(final) == 4
@@ -162,16 +143,16 @@ def test_too_few_problems_for_train_are_a_warning_and_a_set_of_ones_own_can_be_f
     assert f"| {own} | a file of one's own | not stated |" in artifact(run, "data_card.md").read_text()
 
 
-def test_what_cannot_be_built_is_refused_with_the_numbers(monkeypatch, capsys, mirror, tmp_path):
-    error = refused(monkeypatch, capsys, source_root=mirror, val_size=500)
+def test_what_cannot_be_built_is_refused_with_the_numbers(run_step, capsys, mirror, tmp_path):
+    error = refused(run_step, capsys, source_root=mirror, val_size=500)
     assert "val_size=500 is more than the 80 problems left (beyond-aime 10, omni-math-2 70)" in error
-    error = refused(monkeypatch, capsys, source_root=mirror, quick_size=61)
+    error = refused(run_step, capsys, source_root=mirror, quick_size=61)
     assert "quick_size=61 is more than the 60 problems of val" in error
 
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text('{"problem": "Prove that 1 = 1.", "answer": "1"}\n{"problem": null, "answer": 2}\n')
-    error = refused(monkeypatch, capsys, source_root=mirror, train_sources=nothing)
+    error = refused(run_step, capsys, source_root=mirror, train_sources=nothing)
     assert f"source {nothing} " in error and "no usable problem left: {'proof': 1, 'no problem statement': 1}" in error
 
-    error = refused(monkeypatch, capsys, source_root=mirror, train_sources="omni-math-2")
+    error = refused(run_step, capsys, source_root=mirror, train_sources="omni-math-2")
     assert "train_sources=omni-math-2: every problem repeats one of the evaluation" in error

@@ -58,6 +58,13 @@ def test_a_bad_table_is_refused_with_the_column_and_the_file(tmp_path, columns, 
         records.read(tmp_path / "bad.parquet", Problem)
 
 
+def test_a_word_that_is_no_outcome_is_refused_and_not_counted_as_wrong(tmp_path):
+    rows = {"problem_id": ["a", "b"], "sample_index": [0, 0], "outcome": ["right", "correct"], "answer": ["1", "1"]}
+    pq.write_table(pa.table(rows), tmp_path / "grades.parquet")
+    with pytest.raises(ValueError, match="column outcome holds 'correct'; it may hold right, wrong, no_answer"):
+        records.read(tmp_path / "grades.parquet", Grade)
+
+
 def test_a_file_that_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "bad.parquet").write_text("hello")
     with pytest.raises(ValueError, match="not a readable Parquet file"):

@@ -45,8 +45,8 @@ def test_no_step_imports_another_step(path):
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("ssd/")], ids=relative)
-def test_in_ssd_only_tracking_imports_mlflow(path):
-    assert ("mlflow" in tops(path)) == (relative(path) == "ssd/tracking.py")
+def test_in_ssd_only_tracking_and_evaluation_import_mlflow(path):
+    assert ("mlflow" in tops(path)) == (relative(path) in ("ssd/tracking.py", "ssd/evaluation.py"))
 
 
 def test_records_imports_the_standard_library_and_pyarrow():
@@ -89,7 +89,7 @@ def test_parameters_of_an_entry_point_are_the_flags_of_its_command_and_of_its_st
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_a_step_has_at_most_ten_parameters_besides_its_preset_and_decoding(name):
-    from ssd.tracking import DECODING
+    from ssd.evaluation import DECODING
 
     assert len(set(ENTRY_POINTS[name]["parameters"]) - {"preset", *DECODING}) <= 10
 
