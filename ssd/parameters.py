@@ -89,8 +89,12 @@ def load_decodings(path: str, max_tokens: int) -> dict[str, list[Decoding]]:
     """Candidate decodings by family, of a YAML file of lists of mappings such as `{temperature: 0.7, top_k: 20}`."""
     if not Path(path).is_file():
         raise ValueError(f"decodings={path}: no such file; give a YAML file of lists of decodings by family, or none")
+    names = defaults("evaluate")
     try:
         families = _mapping_of(Path(path), list)
+        for settings in (settings for of in families.values() for settings in of):
+            if unknown := set(settings) - set(names):
+                raise TypeError(f"{min(unknown)!r} is no parameter of evaluate")
         return {f: [Decoding(max_tokens=max_tokens, **settings) for settings in of] for f, of in families.items()}
     except TypeError as error:
         raise ValueError(f"decodings={path}: {error}; each entry is a mapping such as {{temperature: 0.7}}") from error

@@ -87,7 +87,8 @@ def generate(
     waiting, every_request, drawn = {}, [], dict.fromkeys(decodings)
     for name, decoding in decodings.items():
         requests = requests_for(problems, rendered, decoding, n, seed)
-        manifest = shared | {"decoding": dataclasses.asdict(decoding), "code": code_version}
+        settings = dataclasses.asdict(decoding) | {"stop": list(decoding.stop)}  # as JSON gives it back
+        manifest = shared | {"decoding": settings, "code": code_version}
         every_request += requests
         waiting[name] = pending(folder / name, requests, manifest)
     if any(waiting.values()):

@@ -129,7 +129,7 @@ def _latest(step: tracking.Step) -> dict[str, Run]:
 def _launched(step: tracking.Step) -> dict[str, Run]:
     """The two arms of the method's claim, both decoded as the base is."""
     base = parameters.preset_values(step.args.preset, "baseline")
-    shared = {name: base[name] for name in evaluation.DECODING}
+    shared = {name: base[name] for name in evaluation.DECODING if name in base}
     shared["problems"] = f"runs:/{step.launch('prepare')}/final.parquet"
     arms = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
     return {a: mlflow.get_run(step.launch("evaluate", arm=a, model=model, **shared)) for a, model in arms.items()}

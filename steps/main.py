@@ -31,7 +31,10 @@ def main(step: tracking.Step) -> None:
                 f"{search['decodings']} has the families {', '.join(families)}; needs {', '.join(FAMILIES)}"
             )
     recommended = parameters.preset_values(preset, "baseline")
-    base, recommended = recommended["model"], {name: recommended[name] for name in evaluation.DECODING}
+    base, recommended = (
+        recommended["model"],
+        {name: recommended[name] for name in evaluation.DECODING if name in recommended},
+    )
     if base == "lab":
         base = f"runs:/{step.launch('lab', seed=seed)}/model"
     prepared = step.launch("prepare", seed=seed)
@@ -77,8 +80,12 @@ def main(step: tracking.Step) -> None:
 def _best(run_id: str) -> dict[str, dict]:
     """Best decoding of each family that the evaluate run `run_id` found."""
     found = json.loads(Path(tracking.local_path(f"runs:/{run_id}/decodings.json")).read_text())["best"]
-    return {family: row["decoding"] | {"temperature_last": int(row["decoding"]["temperature_last"])}
-            for family, row in found.items()}  # fmt: skip
+    names = parameters.defaults("evaluate")
+    return {
+        family: {name: int(value) if name == "temperature_last" else value
+                 for name, value in row["decoding"].items() if name in names}
+        for family, row in found.items()
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,14 +13,17 @@ def test_signal_and_noise_are_unbiased_for_parts_of_unequal_size():
     """Gradients of tokens: a true mean of norm 3 and a covariance of trace 200; batches of 40 tokens in three parts."""
     rng = np.random.default_rng(0)
     true, sizes = np.array([3.0, 0.0, 0.0, 0.0, 0.0]), [5, 10, 25]
-    found = []
+    by_parts, by_first = [], []
     for _ in range(4000):
         parts = [rng.normal(true, math.sqrt(200 / 5), (size, 5)).sum(axis=0) / sum(sizes) for size in sizes]
         norms2 = [float(part @ part) for part in parts]
         total = sum(parts)
-        found.append(noise.split(float(total @ total), norms2, [size / sum(sizes) for size in sizes]))
-    for mean, expected in zip(np.mean(found, axis=0), (9.0, 200 / 40)):
-        assert mean == pytest.approx(expected, abs=4 * np.std(found, axis=0).max() / math.sqrt(4000))
+        by_parts.append(noise.split(float(total @ total), norms2, [size / sum(sizes) for size in sizes]))
+        by_first.append(noise.split_first(float(total @ total), norms2[0], sizes[0] / sum(sizes)))
+    for found in (by_parts, by_first):
+        for mean, expected in zip(np.mean(found, axis=0), (9.0, 200 / 40)):
+            assert mean == pytest.approx(expected, abs=4 * np.std(found, axis=0).max() / math.sqrt(4000))
+    assert np.std(by_parts, axis=0)[0] < np.std(by_first, axis=0)[0]
 
 
 def test_the_parts_of_a_step_are_the_gradients_of_its_micro_batches():
@@ -41,6 +44,7 @@ def test_the_parts_of_a_step_are_the_gradients_of_its_micro_batches():
 
 def test_one_micro_batch_has_no_split():
     assert all(map(math.isnan, noise.split(4.0, [4.0], [1.0])))
+    assert all(map(math.isnan, noise.split_first(4.0, 4.0, 1.0)))
 
 
 def test_only_changes_that_bfloat16_can_hold_count_as_changed():

@@ -160,6 +160,41 @@ def test_samples_at_temperature_1_teach_nothing_and_truncated_ones_raise_the_kep
     assert masses[1] > masses[0]
 
 
+def test_two_processes_train_as_one_does(lab_model, samples, tmp_path):
+    """The same losses and weights within float32 rounding, and each number logged once."""
+    dataset, logged = rows(samples, 256).dataset.select(range(40)), {1: [], 2: []}
+    saved = {
+        number: train(
+            lab_model, dataset, tmp_path / str(number), global_batch_size=16, num_processes=number,
+            on_log=lambda step, metrics, number=number: logged[number].append((step, metrics)), **SETTINGS,
+        )
+        for number in (1, 2)
+    }  # fmt: skip
+    alone, together = ([(step, metrics["loss"]) for step, metrics in logged[n] if "loss" in metrics] for n in (1, 2))
+    assert together == [(step, pytest.approx(loss, abs=1e-4)) for step, loss in alone]
+    for name in ("grad_norm", "displacement", "weights_changed"):
+        ours, theirs = ([metrics[name] for _, metrics in logged[n] if name in metrics] for n in (1, 2))
+        assert theirs == pytest.approx(ours, rel=0.02)
+    assert all(math.isfinite(metrics["gradient_signal"]) for _, metrics in logged[2] if "loss" in metrics)
+    ours, theirs = (models.load_weights(str(saved[n][-1][1]), torch.float32).state_dict() for n in (1, 2))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_several_processes_is_said_as_in_one(lab_model, samples, tmp_path):
+    settings = SETTINGS | {"lr": 1e30}
+    with pytest.raises(ValueError, match=r"step \d: loss .*lower lr=1e\+30"):
+        dataset = rows(samples, 256).dataset
+        train(lab_model, dataset, tmp_path, global_batch_size=16, num_processes=2, on_log=lambda *_: None, **settings)
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(lab_model, samples, tmp_path):
+    with pytest.raises(ValueError, match="global_batch_size=16 does not divide among 3 GPUs"):
+        dataset = rows(samples, 256).dataset
+        train(lab_model, dataset, tmp_path, global_batch_size=16, num_processes=3, on_log=None, **SETTINGS)
+
+
 def test_what_cannot_fit_on_the_disk_is_refused_before_it_is_computed(lab_model, samples, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1))
     with pytest.raises(ValueError, match=r"checkpoints take up to .* GiB and .* has 0 GiB free; raise save_steps"):

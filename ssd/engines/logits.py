@@ -8,11 +8,19 @@ from torch import Tensor
 from ssd.engines import Decoding
 
 
-def next_token_probs(logits_BV: Tensor, decoding: Decoding, generated_BT: Tensor) -> Tensor:
+def next_token_probs(
+    logits_BV: Tensor, decoding: Decoding, generated_BT: Tensor, prompt_BT: Tensor | None = None
+) -> Tensor:
     """Distribution that the next token is drawn from, shape (B, V), after `decoding` has acted on the logits.
 
-    `generated_BT` holds the tokens generated so far, which the presence penalty acts on.
+    `generated_BT` holds the tokens generated so far, which both penalties act on, `prompt_BT` those of the prompts,
+    which the repetition penalty (Keskar et al. 2019, section 4.1) acts on too.
     """
+    if decoding.repetition_penalty != 1:
+        seen_BT = generated_BT if prompt_BT is None else torch.cat([prompt_BT, generated_BT], dim=1)
+        of_seen_BT = logits_BV.gather(-1, seen_BT)
+        factor_BT = torch.where(of_seen_BT > 0, 1 / decoding.repetition_penalty, decoding.repetition_penalty)
+        logits_BV = logits_BV.scatter(-1, seen_BT, of_seen_BT * factor_BT)
     if decoding.presence_penalty:
         seen_BV = torch.zeros_like(logits_BV).scatter_(-1, generated_BT, 1.0)
         logits_BV = logits_BV - decoding.presence_penalty * seen_BV

@@ -115,7 +115,7 @@ class _Server(Place):
     async def _choice(self, request: Request, decoding: Decoding, logprobs: int = 0, **more: Any) -> dict:
         # Every setting is given: what is not, a server takes from the model's generation_config.json.
         truncation = {"top_k": decoding.top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}
-        extra = {"repetition_penalty": 1.0, "return_token_ids": True} | more
+        extra = {"repetition_penalty": decoding.repetition_penalty, "return_token_ids": True} | more
         if decoding.temperature_last:
             extra["vllm_xargs"] = {"truncate_first": list(truncation.values())}
             truncation = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -127,6 +127,7 @@ class _Server(Place):
                 presence_penalty=decoding.presence_penalty,
                 frequency_penalty=0.0,
                 max_tokens=decoding.max_tokens,
+                stop=list(decoding.stop) or None,
                 seed=request.seed,
                 logprobs=logprobs,  # 0: the drawn token's own, under the untouched model
                 extra_body=extra | truncation,

@@ -1,6 +1,8 @@
 """transformers' `generate` as an engine: the laptop's fallback, one batch of one decoding at a time."""
 
+import collections
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -47,23 +49,29 @@ class TransformersEngine:
     @torch.inference_mode()
     def _complete(self, batch: Sequence[Request]) -> list[Sample]:
         decoding, width = batch[0].decoding, max(len(request.prompt_token_ids) for request in batch)
-        prompt_BT = torch.full((len(batch), width), self.pad_id)
+        prompt_BT = torch.zeros((len(batch), width), dtype=torch.long)
         mask_BT = torch.zeros_like(prompt_BT)
         for row, request in enumerate(batch):
             start = width - len(request.prompt_token_ids)
+            # Padding is not attended to; a token of the prompt is one that the repetition penalty knows already.
+            prompt_BT[row, :start] = request.prompt_token_ids[0]
             prompt_BT[row, start:] = torch.tensor(request.prompt_token_ids)
             mask_BT[row, start:] = 1
         sampler = _Sampler(decoding, [request.seed for request in batch], width)
+        stops = [_Stops(self.tokenizer, list(decoding.stop), width)] if decoding.stop else []
         output_BT = self.model.generate(
             prompt_BT.to(self.device),
             attention_mask=mask_BT.to(self.device),
             max_new_tokens=decoding.max_tokens,
             logits_processor=transformers.LogitsProcessorList([sampler]),
+            stopping_criteria=transformers.StoppingCriteriaList(stops),
         )
         logprob_BT = torch.stack(sampler.logprobs, dim=1)
         samples = []
-        for request, row_T, logprob_T in zip(batch, output_BT[:, width:].tolist(), logprob_BT, strict=True):
+        for row, (request, row_T) in enumerate(zip(batch, output_BT[:, width:].tolist(), strict=True)):
             length = next((t + 1 for t, token in enumerate(row_T) if token in self.eos_ids), len(row_T))
+            stopped = min((stop.length_B[row] for stop in stops), default=math.inf)
+            length = min(length, stopped)
             samples.append(
                 Sample(
                     problem_id=request.problem_id,
@@ -71,8 +79,8 @@ class TransformersEngine:
                     prompt_token_ids=list(request.prompt_token_ids),
                     token_ids=row_T[:length],
                     text=self.tokenizer.decode(row_T[:length], skip_special_tokens=True),
-                    finish_reason="stop" if row_T[length - 1] in self.eos_ids else "length",
-                    cumulative_logprob=float(logprob_T[:length].sum()),
+                    finish_reason="stop" if row_T[length - 1] in self.eos_ids or length == stopped else "length",
+                    cumulative_logprob=float(logprob_BT[row, :length].sum()),
                 )
             )
         return samples
@@ -89,7 +97,7 @@ class _Sampler(transformers.LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         generated_BT = input_ids[:, self.prompt_width :]
-        probs_BV = next_token_probs(scores.float(), self.decoding, generated_BT)
+        probs_BV = next_token_probs(scores.float(), self.decoding, generated_BT, input_ids[:, : self.prompt_width])
         uniform_B = torch.from_numpy(_uniform(self.seeds_B, generated_BT.shape[1])).to(scores.device)
         cumulative_BV = probs_BV.double().cumsum(-1)
         # A draw in (0, total]: the first token whose cumulative mass reaches it has mass of its own.
@@ -97,6 +105,22 @@ class _Sampler(transformers.LogitsProcessor):
         token_B = torch.searchsorted(cumulative_BV, target_B1).squeeze(-1).clamp(max=scores.shape[-1] - 1)
         self.logprobs.append(scores.float().log_softmax(-1).gather(-1, token_B[:, None]).squeeze(-1).cpu())
         return torch.full_like(scores, -torch.inf).scatter_(-1, token_B[:, None], 0.0)
+
+
+class _Stops(transformers.StopStringCriteria):
+    """Ends a row with a stop string, and keeps after how many tokens: behind them is padding."""
+
+    def __init__(self, tokenizer, stop_strings: list[str], prompt_width: int):
+        super().__init__(tokenizer, stop_strings)
+        self.prompt_width = prompt_width
+        self.length_B: dict[int, int] = collections.defaultdict(lambda: math.inf)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+        # The text of the prompt is not the completion's.
+        done_B = super().__call__(input_ids[:, self.prompt_width :], scores, **kwargs)
+        for row in done_B.nonzero()[:, 0].tolist():
+            self.length_B[row] = min(self.length_B[row], input_ids.shape[1] - self.prompt_width)
+        return done_B
 
 
 def _uniform(seeds_B: np.ndarray, step: int) -> np.ndarray:

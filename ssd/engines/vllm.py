@@ -125,11 +125,13 @@ def _sampling_params(request: Request) -> vllm.SamplingParams:
     shared = {
         "temperature": decoding.temperature,
         "presence_penalty": decoding.presence_penalty,
+        "repetition_penalty": decoding.repetition_penalty,
         "max_tokens": decoding.max_tokens,
+        "stop": list(decoding.stop),
         "seed": request.seed,
         "logprobs": 0,  # the drawn token's own, under the untouched model
         "flat_logprobs": True,  # else an object for each token of each request in flight
-        "detokenize": False,  # once, at the end
+        "detokenize": bool(decoding.stop),  # else once, at the end
         "output_kind": RequestOutputKind.FINAL_ONLY,
     }
     truncation = {"top_k": decoding.top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}

@@ -5,13 +5,14 @@ less than their last bit. Both look like training from the loss alone.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import special
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 MAX_WATCHED = 1 << 22  # weights, drawn at random: the share that changed is known to 0.05 points
 
@@ -50,6 +51,29 @@ def split(norm2_of_sum: float, norm2_by_part: Sequence[float], share_by_part: Se
     return Signal(signal, norm2_of_sum - signal)
 
 
+def split_first(norm2_of_sum: float, norm2_of_first: float, share_of_first: float) -> Signal:
+    r"""The same from the whole batch's gradient and that of its first part alone, whose share of the tokens is w.
+
+    .. math:: \widehat{|G|^2} = \frac{w |g|^2 - |g_1|^2}{w (1 - w)}
+
+    For gradients that are summed over processes as they are computed: the other parts are never seen alone. It is less
+    precise than `split`.
+
+    References
+    ----------
+    McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1.
+
+    Examples
+    --------
+    >>> split_first(norm2_of_sum=5.0, norm2_of_first=1.5, share_of_first=0.5)
+    Signal(signal=4.0, noise=1.0)
+    """
+    if not 0 < share_of_first < 1:
+        return Signal(math.nan, math.nan)
+    signal = (share_of_first * norm2_of_sum - norm2_of_first) / (share_of_first * (1 - share_of_first))
+    return Signal(signal, norm2_of_sum - signal)
+
+
 class Gradients:
     """Squared norms of the gradients of the micro-batches of one optimizer step, read as they are computed."""
 
@@ -80,17 +104,24 @@ class Gradients:
 
 
 class Weights:
-    """How far the weights have moved from where they began, on a random part of them."""
+    """How far the weights have moved from where they began, on a random part of them.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], seed: int = 0):
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        share = min(1.0, MAX_WATCHED / sum(parameter.numel() for parameter in trainable))
+    Where each process holds a part of the weights, `add_up` sums a tensor over the processes.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], seed: int = 0, add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+    ):
+        held = [(parameter, local(parameter).numel()) for parameter in parameters if parameter.requires_grad]
+        share = min(1.0, MAX_WATCHED / max(1, sum(size for _, size in held)))
         generator = torch.Generator().manual_seed(seed)
         self.watched = [
-            (parameter, torch.randint(parameter.numel(), (math.ceil(share * parameter.numel()),), generator=generator))
-            for parameter in trainable
+            (parameter, torch.randint(size, (math.ceil(share * size),), generator=generator))
+            for parameter, size in held
+            if size
         ]
         self.initial = self.former = self._now()
+        self.add_up = add_up
 
     def end_step(self) -> dict[str, float]:
         """Metrics after an optimizer step.
@@ -100,17 +131,26 @@ class Weights:
         weights.
         """
         now = self._now()
-        found = {
-            "weights_changed": float((now.bfloat16() != self.initial.bfloat16()).double().mean()),
-            "displacement": float((now - self.initial).norm() / self.initial.norm()),
-            "update_ratio": float((now - self.former).norm() / now.norm()),
-        }
+        is_changed = now.bfloat16() != self.initial.bfloat16()
+        squares = [part.double().square().sum() for part in (now - self.initial, self.initial, now - self.former, now)]
+        counts = torch.tensor([float(is_changed.sum()), float(now.numel())], dtype=torch.double)
+        changed, number, moved2, initial2, step2, now2 = self.add_up(torch.cat([counts, torch.stack(squares)])).tolist()
         self.former = now
-        return found
+        return {
+            "weights_changed": changed / number,
+            "displacement": math.sqrt(moved2 / initial2),
+            "update_ratio": math.sqrt(step2 / now2),
+        }
 
     def _now(self) -> Tensor:
-        parts = [parameter.detach().reshape(-1)[where.to(parameter.device)] for parameter, where in self.watched]
+        parts = [local(parameter).reshape(-1)[where.to(parameter.device)] for parameter, where in self.watched]
         return torch.cat([part.float().cpu() for part in parts])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of `tensor`: all of it, or its shard."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def warnings(history: Sequence[Mapping[str, float]], least_changed: float = 1e-3) -> list[str]:

@@ -3,8 +3,13 @@
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,16 @@ import datasets
 import torch
 import transformers
 import trl
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from ssd import models
 from ssd.training import noise
 
 # The micro-batch is as large as this allows; it does not change the gradient, which is summed over the global batch.
 TOKENS_PER_MICRO_BATCH = 1 << 15
+FSDP2 = Path(__file__).with_name("fsdp2.yaml")
+ROWS, SETTINGS, LOG, ERROR = "rows", "settings.json", "log.jsonl", "error.txt"  # what several processes share
 LEAST_MICRO_BATCHES = 4  # a step, where the batch has as many: the noise of a gradient is seen between them
 
 
@@ -35,28 +44,118 @@ def train(
     save_steps: int,
     seed: int,
     on_log: Callable[[int, dict[str, float]], None],
+    num_processes: int | None = None,
 ) -> list[tuple[int, Path]]:
     """Fine-tune `model` on `dataset`; go on from the newest checkpoint in `folder`, if there is one.
 
     AdamW (0.9, 0.95), weight decay 0.1, cosine from `lr` to a fifth of it, warm-up over a twentieth of the steps
     (arXiv 2604.01193, section 3.1). Weights and moments are float32, compute is bfloat16 on a GPU. `lora_rank` 0
-    trains every weight; otherwise an adapter on all linear layers, merged into each exported checkpoint.
+    trains every weight; otherwise an adapter on all linear layers, merged into each exported checkpoint. Every GPU that
+    CUDA_VISIBLE_DEVICES leaves takes part, by FSDP2, and rows that do not fill a micro-batch of each are left out;
+    `num_processes` asks for another number of processes.
 
     Returns
     -------
     list of (step, folder)
         Exported checkpoints, oldest first: weights in the base model's dtype and the tokenizer, ready to evaluate.
     """
-    gpu = torch.cuda.is_available()
+    num_processes = num_processes or max(1, torch.cuda.device_count())
+    if global_batch_size % num_processes:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} does not divide among {num_processes} GPUs; give a multiple, or "
+            "fewer GPUs (CUDA_VISIBLE_DEVICES)"
+        )
     _check_kernels(model)
     folder.mkdir(parents=True, exist_ok=True)
+    for _, saved in _saved(folder):  # the Trainer writes its state last: what lacks it was cut off by a kill
+        if not (saved / "trainer_state.json").exists():
+            shutil.rmtree(saved)
+    settings = {
+        "model": model, "lr": lr, "epochs": epochs, "global_batch_size": global_batch_size, "max_length": max_length,
+        "lora_rank": lora_rank, "save_steps": save_steps, "seed": seed, "num_processes": num_processes,
+    }  # fmt: skip
+    if num_processes == 1:
+        _fit(dataset, folder, on_log=on_log, **settings)
+    else:
+        _fit_in_processes(dataset, folder, settings, on_log)
+    return [(step, _export(saved, model, bool(lora_rank))) for step, saved in _saved(folder)]
+
+
+def _fit_in_processes(
+    dataset: datasets.Dataset, folder: Path, settings: dict[str, Any], on_log: Callable[[int, dict[str, float]], None]
+) -> None:
+    """`_fit` in processes that accelerate starts; the first of them writes what is to be logged into a file."""
+    dataset.save_to_disk(folder / ROWS)
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    (folder / LOG).write_text("")
+    number = settings["num_processes"]
+    if torch.cuda.is_available():
+        launcher = ["accelerate.commands.launch", f"--config_file={FSDP2}", f"--num_processes={number}"]
+        launcher += ["--main_process_port=0"]
+    else:  # accelerate would want MPI
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+    work = ["-m", "ssd.training.sft", str(folder), str(os.getpid())]
+    processes = subprocess.Popen([sys.executable, "-m", *launcher, *work])
+    with open(folder / LOG) as lines:
+        ended = False
+        while not ended:
+            ended = processes.poll() is not None  # what was written before the end is still read
+            while line := lines.readline():
+                on_log(*json.loads(line))
+            time.sleep(0.2)
+    if processes.returncode:
+        error = folder / ERROR
+        raise ValueError(
+            error.read_text() if error.exists() else f"training ended with status {processes.returncode}; see above"
+        )
+
+
+def _process(folder: Path, launcher: int) -> None:
+    """One of the processes of `_fit_in_processes`."""
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    (folder / ERROR).unlink(missing_ok=True)
+    with open(folder / LOG, "a", buffering=1) as log:
+        try:
+            _fit(
+                datasets.load_from_disk(str(folder / ROWS)),
+                folder,
+                on_log=lambda step, metrics: log.write(json.dumps([step, metrics]) + "\n"),
+                **json.loads((folder / SETTINGS).read_text()),
+            )
+        except ValueError as error:
+            (folder / ERROR).write_text(str(error))
+            raise
+
+
+def _end_with(launcher: int) -> None:
+    while Path(f"/proc/{launcher}").exists():
+        time.sleep(1)
+    os._exit(1)
+
+
+def _fit(
+    dataset: datasets.Dataset,
+    folder: Path,
+    *,
+    model: str,
+    lr: float,
+    epochs: float,
+    global_batch_size: int,
+    max_length: int,
+    lora_rank: int,
+    save_steps: int,
+    seed: int,
+    num_processes: int,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train this process's share, into checkpoints of the Trainer's own in `folder`."""
+    gpu = torch.cuda.is_available()
     longest = max(map(len, dataset["input_ids"]))
+    batch_size = global_batch_size // num_processes
     micro_batch_size = next(
         size
-        for size in range(
-            max(1, min(global_batch_size // LEAST_MICRO_BATCHES, TOKENS_PER_MICRO_BATCH // longest)), 0, -1
-        )
-        if global_batch_size % size == 0
+        for size in range(max(1, min(batch_size // LEAST_MICRO_BATCHES, TOKENS_PER_MICRO_BATCH // longest)), 0, -1)
+        if batch_size % size == 0
     )
     config = trl.SFTConfig(
         output_dir=str(folder),
@@ -66,7 +165,10 @@ def train(
         warmup_steps=0.05,
         num_train_epochs=epochs,
         per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=global_batch_size // micro_batch_size,
+        gradient_accumulation_steps=batch_size // micro_batch_size,
+        # Else sharded gradients are whole on every GPU until the last micro-batch, and their first part is never seen.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": num_processes > 1}},
+        dataloader_drop_last=num_processes > 1,  # else some rows at the end would be trained on twice
         adam_beta1=0.9,
         adam_beta2=0.95,
         weight_decay=0.1,
@@ -88,7 +190,7 @@ def train(
     )
     num_steps = math.ceil(epochs * len(dataset) / global_batch_size)
     weights = models.load_weights(model, torch.float32)
-    _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank))
+    _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank), num_processes)
     trainer = _Watched(
         model=weights,
         args=config,
@@ -97,16 +199,16 @@ def train(
         peft_config=_lora(lora_rank) if lora_rank else None,
         callbacks=[_OnLog(on_log)],
     )
+    if trainer.is_fsdp_enabled:  # accelerate would reduce gradients in bfloat16; autocast computes in it all the same
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
     trainer.add_callback(_ProgressBar)
-    (folder / "sft_config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str, sort_keys=True))
-    for _, saved in _saved(folder):  # the Trainer writes its state last: what lacks it was cut off by a kill
-        if not (saved / "trainer_state.json").exists():
-            shutil.rmtree(saved)
     newest = transformers.trainer_utils.get_last_checkpoint(str(folder))
-    if newest:  # what an interrupted run has reported, this one reports again
-        for entry in json.loads((Path(newest) / "trainer_state.json").read_text())["log_history"]:
-            on_log(entry["step"], _numbers(entry))
+    if trainer.is_world_process_zero():
+        (folder / "sft_config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str, sort_keys=True))
+        if newest:  # what an interrupted run has reported, this one reports again
+            for entry in json.loads((Path(newest) / "trainer_state.json").read_text())["log_history"]:
+                on_log(entry["step"], _numbers(entry))
     try:
         trainer.train(resume_from_checkpoint=newest)
     except torch.OutOfMemoryError as error:
@@ -114,7 +216,6 @@ def train(
             f"out of GPU memory at step {trainer.state.global_step} with {micro_batch_size} sequences of up to "
             f"{longest} tokens at a time; lower max_length={max_length}, or train an adapter (lora_rank=64)"
         ) from error
-    return [(step, _export(saved, model, bool(lora_rank))) for step, saved in _saved(folder)]
 
 
 def _check_kernels(model: str) -> None:
@@ -132,18 +233,22 @@ def _check_kernels(model: str) -> None:
         )
 
 
-def _check_room(weights: torch.nn.Module, folder: Path, num_checkpoints: int, is_adapter: bool) -> None:
+def _check_room(
+    weights: torch.nn.Module, folder: Path, num_checkpoints: int, is_adapter: bool, num_processes: int
+) -> None:
     """Refuse what cannot fit: float32 weights, gradients and two moments on the GPU, the checkpoints on the disk."""
     num_parameters = weights.num_parameters()
     if torch.cuda.is_available() and not is_adapter:
-        free, needed = torch.cuda.mem_get_info()[0], 16 * num_parameters
+        free, needed = torch.cuda.mem_get_info()[0], 16 * num_parameters / num_processes
         if needed > free:
             raise ValueError(
                 f"training all of {num_parameters:,} weights takes {needed / 2**30:.0f} GiB for weights, gradients and "
                 f"moments alone, and the GPU has {free / 2**30:.0f} GiB free; train an adapter (lora_rank=64)"
             )
-    # A checkpoint: float32 weights and moments to go on from, and weights to export, at most float32.
-    free, needed = shutil.disk_usage(folder).free, num_checkpoints * num_parameters * (4 if is_adapter else 16)
+    # A checkpoint: float32 weights (twice, where they are gathered from several GPUs) and moments to go on from, and
+    # weights to export, at most float32.
+    of_parameter = 4 if is_adapter else 16 if num_processes == 1 else 20
+    free, needed = shutil.disk_usage(folder).free, num_checkpoints * num_parameters * of_parameter
     if needed > free:
         raise ValueError(
             f"{num_checkpoints} checkpoints take up to {needed / 2**30:.0f} GiB and {folder} has "
@@ -185,12 +290,22 @@ class _Watched(trl.SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.gradients = noise.Gradients(self.model.parameters())
-        self.weights = noise.Weights(self.model.parameters(), self.args.seed)
+        self.weights = None
+        self.gradients = noise.Gradients(self.model.parameters()) if self.args.world_size == 1 else None
+        self.num_tokens_by_part: list[torch.Tensor] = []  # of this process, where there are several
+        self.norm2_of_first = math.nan
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self.gradients.begin_part(float((inputs["labels"] != -100).sum()))
-        return super().training_step(model, inputs, num_items_in_batch)
+        self._begin()
+        num_tokens = (inputs["labels"] != -100).sum()
+        if self.gradients:
+            self.gradients.begin_part(float(num_tokens))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not self.gradients:
+            if not self.num_tokens_by_part:
+                self.norm2_of_first = self._gradient_norm2()
+            self.num_tokens_by_part.append(num_tokens.double())
+        return loss
 
     def log(self, logs, start_time=None):
         if "grad_norm" in logs:  # once an optimizer step
@@ -199,9 +314,34 @@ class _Watched(trl.SFTTrainer):
                     f"step {self.state.global_step}: loss {logs['loss']}, norm of the gradient {logs['grad_norm']}; "
                     f"the checkpoints before it are in {self.args.output_dir}; lower lr={self.args.learning_rate:g}"
                 )
-            found = self.gradients.end_step(logs["grad_norm"])
+            found = self._end_step(logs["grad_norm"])
             logs |= {"gradient_signal": found.signal, "gradient_noise": found.noise} | self.weights.end_step()
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, *args, **kwargs):
+        self._begin()  # the weights have moved from where the first run began
+        super()._load_from_checkpoint(*args, **kwargs)
+
+    def _begin(self) -> None:
+        if self.weights is None:  # sharded only now
+            self.weights = noise.Weights(self.model.parameters(), self.args.seed, self._add_up)
+
+    def _end_step(self, norm: float) -> noise.Signal:
+        if self.gradients:
+            return self.gradients.end_step(norm)
+        first, total = self._add_up(torch.stack([self.num_tokens_by_part[0], sum(self.num_tokens_by_part)])).tolist()
+        self.num_tokens_by_part = []
+        return noise.split_first(norm**2, self.norm2_of_first, first / total if total else 0.0)
+
+    def _gradient_norm2(self) -> float:
+        """Squared norm of the gradient as it stands, summed over the processes."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        total = sum(torch.linalg.vector_norm(noise.local(g), dtype=torch.float32).double() ** 2 for g in gradients)
+        is_sharded = any(isinstance(gradient, DTensor) for gradient in gradients)
+        return float(self._add_up(total)) if is_sharded else float(total)
+
+    def _add_up(self, sums: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(sums.to(self.accelerator.device), "sum")
 
 
 class _ProgressBar(transformers.trainer_callback.ProgressCallback):
@@ -214,9 +354,14 @@ class _OnLog(transformers.TrainerCallback):
         self.report = report
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.report(state.global_step, _numbers(logs or {}))
+        if state.is_world_process_zero:
+            self.report(state.global_step, _numbers(logs or {}))
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     numbers = {name: float(value) for name, value in entry.items() if isinstance(value, int | float) and name != "step"}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+if __name__ == "__main__":
+    _process(Path(sys.argv[1]), int(sys.argv[2]))

@@ -4,11 +4,10 @@ import dataclasses
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from ssd import models, prompts, sampling
+from ssd import models, sampling
 from ssd.engines import Decoding, max_model_len, open_engine, requests_for
 from ssd.engines.logits import next_token_probs
 from ssd.lab import world
@@ -53,6 +52,14 @@ def test_the_next_token_is_drawn_from_the_defined_distribution(decoding, expecte
     assert probs(decoding) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_repetition_penalty_shrinks_the_logits_of_the_prompt_and_of_what_was_generated():
+    """CTRL's rule: a positive logit is divided by it, a negative one multiplied, once however often a token stands."""
+    logits = torch.tensor([[2.0, -1.0, 1.0, 0.5]])
+    generated, prompt = torch.tensor([[0, 0]]), torch.tensor([[1]])
+    found = next_token_probs(logits, Decoding(repetition_penalty=2.0), generated, prompt)[0].tolist()
+    assert found == pytest.approx(normalised([math.exp(x) for x in (1.0, -2.0, 1.0, 0.5)]), abs=1e-6)
+
+
 def test_the_presence_penalty_is_subtracted_once_from_tokens_already_generated():
     generated = torch.tensor([[0, 0, 2]])
     expected = normalised([p * (math.exp(-1.5) if i in (0, 2) else 1) for i, p in enumerate(PROBS)])
@@ -70,6 +77,8 @@ def test_the_presence_penalty_is_subtracted_once_from_tokens_already_generated()
         ({"min_p": 2}, "min_p=2"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"presence_penalty": 3}, "presence_penalty=3"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"stop": ("",)}, "stop="),
     ],
 )
 def test_an_impossible_decoding_is_refused_with_its_value(settings, message):
@@ -93,25 +102,19 @@ def test_an_unknown_engine_is_refused():
         open_engine("magic:place", "model", [])
 
 
-def requests_to(model: str, decoding: Decoding, num_problems: int, n: int, seed: int = 0):
-    problems = world.problems(num_problems, seed=7)
-    tokenizer = models.load_tokenizer(model)
-    return requests_for(problems, [prompts.render(tokenizer, p.problem) for p in problems], decoding, n, seed)
-
-
 def complete(engine: str, model: str, requests) -> dict:
     loaded = open_engine(engine, model, requests)
     return {(sample.problem_id, sample.sample_index): sample for sample in loaded.generate(requests)}
 
 
-def test_a_request_gives_the_same_sample_in_any_batch(lab_model):
+def test_a_request_gives_the_same_sample_in_any_batch(lab_model, requests_to):
     requests = requests_to(lab_model, Decoding(max_tokens=64), 12, 2)
     together = complete("transformers", lab_model, requests)
     apart = complete("transformers", lab_model, requests[5:9])
     assert {key: together[key].token_ids for key in apart} == {key: sample.token_ids for key, sample in apart.items()}
 
 
-def test_samples_of_a_problem_differ_and_another_seed_gives_others(lab_model):
+def test_samples_of_a_problem_differ_and_another_seed_gives_others(lab_model, requests_to):
     requests = requests_to(lab_model, Decoding(max_tokens=64), 4, 8)
     first = complete("transformers", lab_model, requests)
     other = complete("transformers", lab_model, requests_to(lab_model, Decoding(max_tokens=64), 4, 8, seed=1))
@@ -119,22 +122,61 @@ def test_samples_of_a_problem_differ_and_another_seed_gives_others(lab_model):
     assert {k: s.token_ids for k, s in first.items()} != {k: s.token_ids for k, s in other.items()}
 
 
-def test_first_tokens_are_drawn_as_often_as_the_model_says(lab_model):
-    """Chi-squared over 2,000 draws of one prompt, truncated by min-p and tempered, against a forward pass."""
-    from scipy import stats
+DRAWN = [  # each with the number of draws
+    (Decoding(temperature=1.1, top_k=8, top_p=0.9, max_tokens=1), 20_000),
+    (Decoding(temperature=1.5, min_p=0.02, repetition_penalty=1.3, max_tokens=1), 2_000),
+    (Decoding(temperature=2.0, top_p=0.8, temperature_last=True, max_tokens=1), 2_000),
+]
 
-    decoding = Decoding(temperature=1.5, min_p=0.02, max_tokens=1)
-    requests = requests_to(lab_model, decoding, 1, 2000)
-    drawn = [sample.token_ids[0] for sample in complete("transformers", lab_model, requests).values()]
+
+def first_tokens(engine: str, model: str, requests) -> list[int]:
+    return [sample.token_ids[0] for sample in complete(engine, model, requests).values()]
+
+
+@pytest.mark.parametrize(("decoding", "n"), DRAWN, ids=str)
+def test_what_transformers_samples_is_the_defined_distribution(
+    lab_model, requests_to, is_drawn_as_defined, decoding, n
+):
+    requests = requests_to(lab_model, decoding, 1, n)
+    assert is_drawn_as_defined(lab_model, requests, first_tokens("transformers", lab_model, requests))
+
+
+def test_draws_at_a_slightly_other_temperature_are_told_apart(lab_model, requests_to, is_drawn_as_defined):
+    """So that the check of 20,000 draws says something: T = 1.2 is not T = 1.1."""
+    right, wrong = (requests_to(lab_model, Decoding(temperature=t, max_tokens=1), 1, 1) for t in (1.1, 1.2))
     weights = models.load_weights(lab_model, torch.float32)
-    logits = weights(torch.tensor([requests[0].prompt_token_ids])).logits[:, -1].detach()
-    expected = next_token_probs(logits.double(), decoding, NONE_GENERATED)[0].numpy()
-    counts = np.bincount(drawn, minlength=len(expected))
-    assert counts[expected == 0].sum() == 0
-    assert stats.chisquare(counts[expected > 0], 2000 * expected[expected > 0] / expected.sum()).pvalue > 1e-3
+    logits = weights(torch.tensor([right[0].prompt_token_ids])).logits[:, -1].detach()
+    generator = torch.Generator().manual_seed(0)
+
+    def draws(decoding: Decoding) -> list[int]:
+        probs_1V = next_token_probs(logits, decoding, NONE_GENERATED)
+        return probs_1V.multinomial(20_000, replacement=True, generator=generator)[0].tolist()
+
+    assert is_drawn_as_defined(lab_model, right, draws(right[0].decoding))
+    assert not is_drawn_as_defined(lab_model, right, draws(wrong[0].decoding))
 
 
-def test_a_sample_carries_its_log_probability_under_the_untouched_model_and_why_it_ended(lab_model):
+def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(lab_model, requests_to):
+    whole = complete("transformers", lab_model, requests_to(lab_model, Decoding(max_tokens=48), 12, 1))
+    stopped = complete(
+        "transformers", lab_model, requests_to(lab_model, Decoding(max_tokens=48, stop=("</", "7")), 12, 1)
+    )
+    tokenizer = models.load_tokenizer(lab_model)
+    ended = 0
+    for key, sample in stopped.items():
+        ids = whole[key].token_ids
+        holds = [
+            length
+            for length in range(1, len(ids) + 1)
+            if any(text in tokenizer.decode(ids[:length], skip_special_tokens=True) for text in ("</", "7"))
+        ]
+        assert sample.token_ids == (ids[: holds[0]] if holds else ids)
+        assert sample.finish_reason == ("stop" if holds else whole[key].finish_reason)
+        ended += bool(holds)
+    assert ended > 3
+
+
+def test_a_sample_carries_its_log_probability_under_the_untouched_model_and_why_it_ended(lab_model, requests_to):
     requests = requests_to(lab_model, Decoding(temperature=1.3, top_k=5, max_tokens=12), 6, 1)
     weights = models.load_weights(lab_model, torch.float32)
     eos = models.load_tokenizer(lab_model).eos_token_id
@@ -148,7 +190,7 @@ def test_a_sample_carries_its_log_probability_under_the_untouched_model_and_why_
         assert len(sample.token_ids) <= 12
 
 
-def test_recorded_samples_are_replayed_and_nothing_else(lab_model, tmp_path):
+def test_recorded_samples_are_replayed_and_nothing_else(lab_model, tmp_path, requests_to):
     problems, hot = world.problems(3, seed=7), Decoding(temperature=2.0, max_tokens=12)
     decodings = {"cold": Decoding(temperature=0.5, max_tokens=12), "hot": hot}
     drawn = sampling.generate(lab_model, "transformers", problems, decodings, 2, 0, tmp_path / "drawn", "code")
@@ -166,7 +208,7 @@ def test_recorded_samples_are_replayed_and_nothing_else(lab_model, tmp_path):
             open_engine(engine, lab_model, others)
 
 
-def test_recordings_of_another_model_are_refused(lab_model, tmp_path):
+def test_recordings_of_another_model_are_refused(lab_model, tmp_path, requests_to):
     problems, decoding = world.problems(1, seed=7), Decoding(max_tokens=4)
     drawn = sampling.generate(lab_model, "transformers", problems, {"a": decoding}, 1, 0, tmp_path, "code")
     manifest = drawn["a"].manifest | {"model": "another"}
@@ -180,7 +222,7 @@ def vllm():
     return pytest.importorskip("vllm", reason="vLLM is not installed (the gpu extra, or its CPU build)")
 
 
-def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm, lab_model):
+def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm, lab_model, requests_to):
     requests = requests_to(lab_model, Decoding(temperature=0, max_tokens=64), 40, 1)
     ours, theirs = complete("transformers", lab_model, requests), complete("vllm", lab_model, requests)
     assert {key: s.token_ids for key, s in ours.items()} == {key: s.token_ids for key, s in theirs.items()}
@@ -191,29 +233,23 @@ def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm, lab_model):
 
 
 @pytest.mark.parametrize("place", ["2", "tensor_parallel_size=0", "pipeline_parallel_size=2"])
-def test_a_parallelism_that_vllm_is_not_asked_for_is_refused(vllm, lab_model, place):
+def test_a_parallelism_that_vllm_is_not_asked_for_is_refused(vllm, lab_model, place, requests_to):
     with pytest.raises(ValueError, match=f"engine=vllm:{place} is not vllm:tensor_parallel_size=N"):
         open_engine(f"vllm:{place}", lab_model, requests_to(lab_model, Decoding(max_tokens=4), 1, 1))
 
 
-@pytest.mark.parametrize(
-    "decoding",
-    [
-        Decoding(temperature=2.0, top_p=0.8, temperature_last=True, max_tokens=1),
-        Decoding(temperature=2.0, min_p=0.2, max_tokens=1),
-        Decoding(temperature=1.5, top_k=5, top_p=0.9, max_tokens=1),
-    ],
-    ids=str,
-)
-def test_vllm_draws_from_the_same_distribution_as_transformers(vllm, lab_model, decoding):
-    """First tokens of one prompt, 1,500 draws of vLLM against the defined distribution (chi-squared)."""
-    from scipy import stats
+@pytest.mark.parametrize(("decoding", "n"), DRAWN, ids=str)
+def test_what_vllm_samples_is_the_defined_distribution(vllm, lab_model, requests_to, is_drawn_as_defined, decoding, n):
+    requests = requests_to(lab_model, decoding, 1, n)
+    assert is_drawn_as_defined(lab_model, requests, first_tokens("vllm", lab_model, requests))
 
-    requests = requests_to(lab_model, decoding, 1, 1500)
-    drawn = [sample.token_ids[0] for sample in complete("vllm", lab_model, requests).values()]
-    weights = models.load_weights(lab_model, torch.float32)
-    logits = weights(torch.tensor([requests[0].prompt_token_ids])).logits[:, -1].detach()
-    expected = next_token_probs(logits.double(), decoding, NONE_GENERATED)[0].numpy()
-    counts = np.bincount(drawn, minlength=len(expected))
-    assert counts[expected == 0].sum() == 0
-    assert stats.chisquare(counts[expected > 0], 1500 * expected[expected > 0] / expected.sum()).pvalue > 1e-3
+
+def test_vllm_stops_and_penalises_as_transformers_does(vllm, lab_model, requests_to):
+    decoding = Decoding(temperature=0, repetition_penalty=1.4, presence_penalty=0.5, max_tokens=48, stop=("</", "7"))
+    requests = requests_to(lab_model, decoding, 40, 1)
+    ours, theirs = complete("transformers", lab_model, requests), complete("vllm", lab_model, requests)
+    assert {key: (s.token_ids, s.text, s.finish_reason) for key, s in ours.items()} == {
+        key: (s.token_ids, s.text, s.finish_reason) for key, s in theirs.items()
+    }
+    plain = complete("vllm", lab_model, requests_to(lab_model, Decoding(temperature=0, max_tokens=48), 40, 1))
+    assert {key: s.token_ids for key, s in plain.items()} != {key: s.token_ids for key, s in theirs.items()}

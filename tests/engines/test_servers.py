@@ -11,15 +11,10 @@ import sys
 import time
 import urllib.request
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from ssd import models, prompts
-from ssd.engines import Decoding, open_engine, pool, requests_for
-from ssd.engines.logits import next_token_probs
-from ssd.lab import world
+from ssd.engines import Decoding, open_engine, pool
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed (the gpu extra, or its CPU build)")
@@ -100,11 +95,6 @@ def impatient(monkeypatch):
     monkeypatch.setattr(pool, "LOST_AFTER_S", float(START_S))
 
 
-def requests_to(model: str, decoding: Decoding, num_problems: int, n: int):
-    problems, tokenizer = world.problems(num_problems, seed=7), models.load_tokenizer(model)
-    return requests_for(problems, [prompts.render(tokenizer, p.problem) for p in problems], decoding, n, 0)
-
-
 def complete(loaded, requests, at: int = -1, then=lambda: None) -> dict:
     """Samples by (problem, sample), each once; `then` is called after the `at`-th."""
     found = {}
@@ -130,12 +120,14 @@ GREEDY = Decoding(temperature=0, max_tokens=64)
 
 
 @pytest.fixture(scope="module")
-def expected(lab_model):
+def expected(lab_model, requests_to):
     requests = requests_to(lab_model, GREEDY, 40, 20)
     return complete(open_engine("transformers", lab_model, requests), requests)
 
 
-def test_vllm_its_replicas_and_two_servers_give_the_greedy_tokens_of_transformers(lab_model, servers, expected):
+def test_vllm_its_replicas_and_two_servers_give_the_greedy_tokens_of_transformers(
+    lab_model, servers, expected, requests_to
+):
     requests = requests_to(lab_model, GREEDY, 40, 20)
     for engine in ("vllm", "vllm:data_parallel_size=2"):
         agree(expected, complete(open_engine(engine, lab_model, requests), requests))
@@ -151,26 +143,22 @@ def test_vllm_its_replicas_and_two_servers_give_the_greedy_tokens_of_transformer
     ],
     ids=str,
 )
-def test_a_server_draws_from_the_defined_distribution(lab_model, servers, decoding):
+def test_a_server_draws_from_the_defined_distribution(lab_model, servers, requests_to, is_drawn_as_defined, decoding):
     """First tokens of one prompt, 1,000 draws against the definition (chi-squared)."""
     requests = requests_to(lab_model, decoding, 1, 1000)
     samples = complete(open_engine(f"openai:{servers[0].url}", lab_model, requests), requests)
-    drawn = [sample.token_ids[0] for sample in samples.values()]
-    weights = models.load_weights(lab_model, torch.float32)
-    logits = weights(torch.tensor([requests[0].prompt_token_ids])).logits[:, -1].detach()
-    expected = next_token_probs(logits.double(), decoding, torch.zeros((1, 0), dtype=torch.long))[0].numpy()
-    counts = np.bincount(drawn, minlength=len(expected))
-    assert counts[expected == 0].sum() == 0
-    assert stats.chisquare(counts[expected > 0], 1000 * expected[expected > 0] / expected.sum()).pvalue > 1e-3
+    assert is_drawn_as_defined(lab_model, requests, [sample.token_ids[0] for sample in samples.values()])
 
 
-def test_a_server_without_the_processor_is_refused_for_temperature_last(lab_model, servers):
+def test_a_server_without_the_processor_is_refused_for_temperature_last(lab_model, servers, requests_to):
     requests = requests_to(lab_model, Decoding(top_p=0.8, temperature_last=True, max_tokens=8), 1, 1)
     with pytest.raises(ValueError, match="does not truncate before it tempers"):
         open_engine(f"openai:{servers[1].url}", lab_model, requests)
 
 
-def test_of_two_servers_one_is_killed_for_good_and_the_other_is_killed_and_started_again(lab_model, servers, expected):
+def test_of_two_servers_one_is_killed_for_good_and_the_other_is_killed_and_started_again(
+    lab_model, servers, expected, requests_to
+):
     requests = requests_to(lab_model, GREEDY, 40, 20)
     loaded = open_engine(f"openai:{servers[0].url},{servers[1].url}", lab_model, requests)
     agree(expected, complete(loaded, requests, 20, servers[1].kill))
@@ -189,7 +177,9 @@ def test_of_two_servers_one_is_killed_for_good_and_the_other_is_killed_and_start
     assert loaded.places[0].down_since > began
 
 
-def test_ray_gives_the_greedy_tokens_of_transformers_though_a_worker_is_killed(lab_model, cluster, expected):
+def test_ray_gives_the_greedy_tokens_of_transformers_though_a_worker_is_killed(
+    lab_model, cluster, expected, requests_to
+):
     requests = requests_to(lab_model, GREEDY, 40, 20)
     loaded = open_engine(f"ray:{cluster}", lab_model, requests)
     assert len(loaded.places) == 2
