@@ -1,4 +1,4 @@
-"""Tokens a second of `train` on one GPU, beside TRL without our watching, in one run.
+"""Tokens a second of `train` on one GPU, beside TRL without our watching and kernels, in one run.
 
 Run: python -m benchmarks.training MODEL [--lengths 8192 32768] [--lora_rank 0] [--num_steps 4]
 
@@ -66,7 +66,7 @@ def measure(model: str, length: int, lora_rank: int, num_steps: int) -> tuple[fl
             datasets.Dataset.from_dict({"input_ids": ids, "completion_mask": mask}),
             folder,
             lr=5e-6, epochs=1.0, global_batch_size=MICRO_BATCHES, max_length=length, lora_rank=lora_rank,
-            save_steps=10**6, seed=0, on_log=on_log,
+            save_steps=10**6, seed=0, on_log=on_log, num_processes=1,
         )  # fmt: skip
     except Enough:
         pass
@@ -88,7 +88,7 @@ def main() -> int:
     met = True
     for length in arguments.lengths:
         settings = (arguments.model, length, arguments.lora_rank, arguments.num_steps)
-        with mock.patch.object(sft, "_Watched", trl.SFTTrainer):
+        with mock.patch.object(sft, "_Watched", trl.SFTTrainer), mock.patch.object(sft.kernels, "install"):
             plain = measure(*settings)
         ours = measure(*settings)
         for name, (rate, peak) in (("TRL", plain), ("ours", ours)):

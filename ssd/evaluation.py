@@ -76,11 +76,10 @@ def log(step: Step, arm: str, problems: Sequence[Problem], generated: "sampling.
     metrics = {}
     for metric, value in estimates.items():
         metrics |= {metric: value.value, f"{metric}_ci_low": value.ci_low, f"{metric}_ci_high": value.ci_high}
-    _, _, artifact = args.model.partition("runs:/")
-    artifact = artifact.partition("/")[2]
-    mlflow.log_metrics(
-        metrics, model_id=tracking.tag_of(args.model, f"ssd.logged_model.{artifact}", "") or None, dataset=dataset
-    )
+    artifact = args.model.removeprefix("runs:/").partition("/")[2]
+    logged_model = tracking.tag_of(args.model, f"ssd.logged_model.{artifact}", "") or None
+    number = int(tracking.tag_of(args.model, f"{tracking.CHECKPOINT}{artifact}", "0"))
+    mlflow.log_metrics(metrics, step=number, model_id=logged_model, dataset=dataset)
     mlflow.log_metrics({"num_problems": estimate.n, "num_samples": len(samples)})
     log_generation(step, generated)
     mlflow.log_metrics({f"num_{outcome}": count for outcome, count in grading.outcome_counts(grades).items()})
@@ -103,6 +102,8 @@ def log(step: Step, arm: str, problems: Sequence[Problem], generated: "sampling.
         "grader": grading.version(),
     }
     mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
+    if tracking.tag_of(args.model, "step", "") == "train":
+        mlflow.set_tag("ssd.checkpoint_step", number)
     description = (
         f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {name} ({len(samples) // estimate.n} "
         f"samples each) at {decoded}.\n\n"

@@ -180,6 +180,17 @@ def training(history: Mapping[int, Mapping[str, float]], global_batch_size: int)
     return _closed(figure)
 
 
+def by_step(estimates: Mapping[int, Estimate]) -> Figure:
+    """pass@1 with its interval over the training steps; step 0 is the model before training."""
+    figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 3.5), layout="constrained")
+    values = np.array([[row.value, row.value - row.ci_low, row.ci_high - row.value] for row in estimates.values()])
+    axes.errorbar(list(estimates), 100 * values[:, 0], yerr=100 * values[:, 1:].T, fmt="o-", capsize=3)
+    axes.axhline(100 * estimates[0].value, color="grey", linestyle=":", label="before training")
+    axes.set(xlabel="optimizer step", ylabel="pass@1 (%)")
+    axes.legend(fontsize="small")
+    return _closed(figure)
+
+
 def forest(estimates: Mapping[str, Estimate], against_base: Mapping[str, Difference]) -> Figure:
     """Left, pass@1 of each arm; right, its paired difference to the base."""
     names = list(estimates)

@@ -42,6 +42,7 @@ logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values are parameters
 USES_GPU = ("baseline", "sample", "train", "evaluate")  # these log how busy the machine is
 WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
+CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
 LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
 TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exceptions.RequestException, OSError)
 
@@ -254,7 +255,17 @@ def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> None
         model_type="checkpoint",
     )
     mlflow.log_outputs([mlflow.entities.LoggedModelOutput(logged.model_id, number)])
-    mlflow.set_tag(f"ssd.logged_model.{artifact}", logged.model_id)
+    mlflow.set_tags({f"ssd.logged_model.{artifact}": logged.model_id, f"{CHECKPOINT}{artifact}": number})
+
+
+def checkpoints(run: Run) -> dict[int, str]:
+    """URIs of the checkpoints that `run` logged, by training step."""
+    found = {
+        int(number): f"runs:/{run.info.run_id}/{tag.removeprefix(CHECKPOINT)}"
+        for tag, number in run.data.tags.items()
+        if tag.startswith(CHECKPOINT)
+    }
+    return dict(sorted(found.items()))
 
 
 def metric_of(uri: str, metric: str) -> float:

@@ -1,11 +1,16 @@
 """Measure a model on a problem set: at one decoding, at each of a list of candidates, or by samples already drawn.
 
-Reads:  model (latest: train/model), problems (latest: prepare/quick.parquet), decodings (a YAML file of candidate
-        decodings by family, or none), samples (runs:/ID/samples to grade again without an engine, or none).
+Reads:  model (latest: train/model; runs:/ID of a train run: each of its checkpoints and the model it began with),
+        problems (latest: prepare/quick.parquet), decodings (a YAML file of candidate decodings by family, or none),
+        samples (runs:/ID/samples to grade again without an engine, or none).
 Writes: samples/, grades.parquet, correctness.parquet, estimates.json: pass@1 and health with intervals; with decodings
-        these for each candidate in a nested run, and decodings.json with the best of each family.
+        these for each candidate in a nested run, and decodings.json with the best of each family; for a train run
+        these for each checkpoint in a nested run, and pass@1 by step.
 Run:    mlflow run . -e evaluate -P model=runs:/ID/model
 """
+
+import argparse
+import dataclasses
 
 import mlflow
 
@@ -24,11 +29,35 @@ def evaluate(step: tracking.Step) -> None:
 
         problems, drawn = records.read(step.path("problems"), Problem), sampling.load(step.path("samples"))
         evaluation.log(step, tracking.tag_of(args.samples, "arm", args.arm), problems, drawn)
+    elif args.model.startswith("runs:/") and "/" not in args.model.removeprefix("runs:/"):
+        _by_step(step)
     elif args.decodings == "none":
         problems, generated = evaluation.generate(step, {"samples": evaluation.decoding(args)})
         evaluation.log(step, args.arm, problems, generated["samples"])
     else:
         _choose(step)
+
+
+def _by_step(step: tracking.Step) -> None:
+    """Measure every checkpoint of the training run that `model` names, and the model that it began with."""
+    run, decoding = tracking.run_of(step.args.model), evaluation.decoding(step.args)
+    found = tracking.checkpoints(run)
+    if run.data.tags["step"] != "train" or not found:
+        raise ValueError(f"model={step.args.model} is no run of train with checkpoints; give runs:/ID/model")
+    estimates = {}
+    for number, uri in ({0: run.data.params.get("input.model", run.data.params["model"])} | found).items():
+        args = argparse.Namespace(**vars(step.args) | {"model": uri})
+        of_model = dataclasses.replace(step, args=args, work=step.work / f"step-{number}")
+        with mlflow.start_run(nested=True):
+            problems, generated = evaluation.generate(of_model, {"samples": decoding})
+            estimates[number] = evaluation.log(of_model, step.args.arm, problems, generated["samples"])
+            mlflow.set_tag("mlflow.runName", f"{step.args.arm} · step {number} · {decoding}")
+        mlflow.log_metric("pass_at_1_by_step", estimates[number].value, step=number)
+    mlflow.log_figure(report.by_step(estimates), "figures/by_step.png")
+    table = ["| training step | pass@1 |", "| ---: | --- |"]
+    table += [f"| {number} | {report.percent(estimate)} |" for number, estimate in estimates.items()]
+    note = f"\n\n{estimates[0].n:,} problems at {decoding}; step 0 is the model before training."
+    step.describe(f"{step.args.arm} · by training step · {decoding}", "\n".join(table) + note, arm=step.args.arm)
 
 
 def _choose(step: tracking.Step) -> None:

@@ -44,18 +44,20 @@ def main(step: tracking.Step) -> None:
     num_final = int(mlflow.get_run(prepared).data.metrics["num_final"])
     power = step.launch("power", grades=f"runs:/{measured}/grades.parquet", num_problems=num_final)
 
-    trained = {}
+    fitted, trained = {}, {}
     for arm, decoding in {"ssd": {}, "control": control}.items():
         if decoding is None:
             continue
         sampled = step.launch("sample", arm=arm, model=base, problems=train, seed=seed, **decoding)
-        fitted = step.launch("train", model=base, samples=f"runs:/{sampled}/samples", seed=seed)
-        trained[arm] = f"runs:/{fitted}/model"
+        fitted[arm] = step.launch("train", model=base, samples=f"runs:/{sampled}/samples", seed=seed)
+        trained[arm] = f"runs:/{fitted[arm]}/model"
 
     def measure(arm: str, model: str, decoding: dict) -> str:
         run_id = step.launch("evaluate", arm=arm, model=model, problems=final, seed=seed + 2, **decoding)
         return f"{arm}=runs:/{run_id}"
 
+    by_step = {"arm": "ssd-by-step", "model": f"runs:/{fitted['ssd']}", "problems": quick, "seed": seed + 1}
+    step.launch("evaluate", **by_step, **recommended)
     arms = [measure("base", base, recommended), measure("ssd-same-decoding", trained["ssd"], recommended)]
     if search:
         search = search | {"problems": quick, "seed": seed + 1}

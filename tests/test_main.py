@@ -53,6 +53,8 @@ def test_main_runs_every_arm_and_they_differ_in_what_makes_them_arms(launched):
     assert (ssd_run in ssd_training["samples"], control_run in control_training["samples"]) == (True, True)
 
     measured = {given["arm"]: given for _, given in by_step["evaluate"]}
+    checkpoints = measured.pop("ssd-by-step")
+    assert "quick.parquet" in checkpoints["problems"] and f"{checkpoints['model']}/model" == measured["ssd"]["model"]
     searches = {arm: measured.pop(arm) for arm in ("base-search", "ssd-search")}
     assert all("quick.parquet" in given["problems"] for given in searches.values())
     assert differences(*searches.values()) == {"arm", "model"}

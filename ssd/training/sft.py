@@ -22,7 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from ssd import models
-from ssd.training import noise
+from ssd.training import kernels, noise
 
 # The micro-batch is as large as this allows; it does not change the gradient, which is summed over the global batch.
 TOKENS_PER_MICRO_BATCH = 1 << 15
@@ -96,13 +96,17 @@ def _fit_in_processes(
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
     work = ["-m", "ssd.training.sft", str(folder), str(os.getpid())]
     processes = subprocess.Popen([sys.executable, "-m", *launcher, *work])
-    with open(folder / LOG) as lines:
-        ended = False
-        while not ended:
-            ended = processes.poll() is not None  # what was written before the end is still read
-            while line := lines.readline():
-                on_log(*json.loads(line))
-            time.sleep(0.2)
+    try:
+        with open(folder / LOG) as lines:
+            ended = False
+            while not ended:
+                ended = processes.poll() is not None  # what was written before the end is still read
+                while line := lines.readline():
+                    on_log(*json.loads(line))
+                time.sleep(0.2)
+    finally:
+        processes.terminate()
+        processes.wait()
     if processes.returncode:
         error = folder / ERROR
         raise ValueError(
@@ -190,6 +194,8 @@ def _fit(
     )
     num_steps = math.ceil(epochs * len(dataset) / global_batch_size)
     weights = models.load_weights(model, torch.float32)
+    if gpu and weights.config.get_text_config().model_type.startswith("qwen3_5"):
+        kernels.install(weights)
     _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank), num_processes)
     trainer = _Watched(
         model=weights,
@@ -199,8 +205,15 @@ def _fit(
         peft_config=_lora(lora_rank) if lora_rank else None,
         callbacks=[_OnLog(on_log)],
     )
-    if trainer.is_fsdp_enabled:  # accelerate would reduce gradients in bfloat16; autocast computes in it all the same
-        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if trainer.is_fsdp_enabled:
+        sharding, present = (
+            trainer.accelerator.state.fsdp_plugin,
+            {type(module).__name__ for module in weights.modules()},
+        )
+        # accelerate would reduce gradients in bfloat16; autocast computes in it all the same.
+        sharding.mixed_precision_policy = MixedPrecisionPolicy()
+        # A model without its vision tower still names the layers of one.
+        sharding.transformer_cls_names_to_wrap = sorted(set(weights._no_split_modules) & present)
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
     trainer.add_callback(_ProgressBar)
     newest = transformers.trainer_utils.get_last_checkpoint(str(folder))
@@ -219,9 +232,14 @@ def _fit(
 
 
 def _check_kernels(model: str) -> None:
-    """Refuse kernels that are known to give wrong gradients."""
+    """Refuse kernels that are known to give wrong gradients, or that are missing."""
     if not models.load_config(model).model_type.startswith("qwen3_5") or not torch.cuda.is_available():
         return
+    if importlib.util.find_spec("fla") is None:
+        raise ValueError(
+            "training Qwen3.5 on a GPU needs flash-linear-attention, which is not installed; install the gpu extra "
+            "(pip install '.[gpu]')"
+        )
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:3])
@@ -306,6 +324,11 @@ class _Watched(trl.SFTTrainer):
                 self.norm2_of_first = self._gradient_norm2()
             self.num_tokens_by_part.append(num_tokens.double())
         return loss
+
+    def compute_loss_context_manager(self):
+        if self.is_fsdp_enabled:  # whose weights stay float32, as on one GPU
+            return torch.autocast("cuda", torch.bfloat16)
+        return super().compute_loss_context_manager()
 
     def log(self, logs, start_time=None):
         if "grad_norm" in logs:  # once an optimizer step
