@@ -238,6 +238,189 @@ def comparison(
     return "\n".join(lines)
 
 
+def curves(by_name: Mapping[str, Mapping[str, Sequence[Estimate]]], temperatures: Sequence[float]) -> Figure:
+    """The paper's four curves, a colour for each model, bands 95%; a line style for each mass of the head."""
+    figure, panels = plt.subplots(2, 2, figsize=(WIDTH_INCHES * 1.4, 7), layout="constrained")
+    shown = {
+        "cumulative_mass": ("rank of the token", "mass of this rank and before"),
+        "num_surviving": ("evaluation temperature", "tokens left by truncation"),
+        "entropy_left": ("evaluation temperature", "entropy after truncation (nats)"),
+        "entropy_left ": ("evaluation temperature", "the same, by mass of the base's first 20 tokens"),
+    }
+    for axes, (prefix, (xlabel, ylabel)) in zip(panels.flat, shown.items()):
+        names = [name for name in by_name if name == prefix or (prefix[-1] == " " and name.startswith(prefix))]
+        for name, style in zip(names, ("-", "--", "-.", ":")):
+            for colour, (model, points) in enumerate(by_name[name].items()):
+                x = range(1, len(points) + 1) if prefix == "cumulative_mass" else temperatures
+                label = f"{model}, {name.removeprefix(prefix)}" if prefix[-1] == " " else model
+                axes.plot(x, [point.value for point in points], style, color=f"C{colour}", label=label)
+                bounds = [point.ci_low for point in points], [point.ci_high for point in points]
+                axes.fill_between(x, *bounds, color=f"C{colour}", alpha=0.2, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(fontsize="small")
+    panels[0, 0].set_xscale("log")
+    return _closed(figure)
+
+
+def changes(rows: Sequence[Mapping]) -> Figure:
+    """What training changed in each group of positions, by model, with intervals over problems."""
+    shown = {
+        "kept_mass": "kept mass (points)",
+        "top_1": "likeliest token (points)",
+        "tail_mass": "mass of the base's tail (points)",
+        "entropy": "entropy (0.01 nats)",
+    }
+    rows = [row for row in rows if row["against"] == "base" and row["quantity"] in shown]
+    names, models = list(dict.fromkeys(r["group"] for r in rows)), list(dict.fromkeys(r["model"] for r in rows))
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(WIDTH_INCHES * 1.6, 1.2 + 0.35 * len(names)), sharey=True, layout="constrained"
+    )
+    for axes, (quantity, label) in zip(panels, shown.items()):
+        for row in rows:
+            if row["quantity"] == quantity:
+                number, estimate = models.index(row["model"]), row["estimate"]
+                height = names.index(row["group"]) + 0.2 * (number - (len(models) - 1) / 2)
+                axes.plot([100 * estimate.ci_low, 100 * estimate.ci_high], [height] * 2, color=f"C{number + 1}")
+                axes.plot(100 * estimate.value, height, "o", markersize=4, color=f"C{number + 1}")
+        axes.axvline(0, color="grey", linestyle=":")
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for number, model in enumerate(models):
+        panels[0].plot([], [], "o-", color=f"C{number + 1}", label=f"{model} - base")
+    figure.legend(loc="outside upper center", ncols=len(models), fontsize="small")
+    return _closed(figure)
+
+
+def diagnosis(found: Mapping) -> str:
+    """The page of a diagnose run: what the mechanism was, then the tables that say so."""
+    table = {(r["group"], r["quantity"], r["model"], r["against"]): r for r in found["changes"]}
+    trained = [name for name in ("model", "control") if ("all", "entropy", name, "base") in table]
+    share = {group: count / found["num_positions"] for group, count in found["positions"].items()}
+    lines = [
+        f"{found['num_texts']:,} texts of {found['num_problems']:,} problems, {found['num_positions']:,} positions; "
+        f"training truncation {found['truncation']}. Intervals are 95%, over problems.",
+        "",
+        *(f"- {sentence}" for sentence in _mechanism(found, table, trained)),
+        "",
+        "| positions | share | " + " | ".join(f"{n}: kept mass | top-1 | entropy, 0.01 nats" for n in trained) + " |",
+        "| --- | ---: |" + " --- |" * 3 * len(trained),
+    ]
+    for group, of_all in share.items():
+        cells = [
+            points(table[group, quantity, name, "base"]["estimate"]) if (group, quantity, name, "base") in table else ""
+            for name in trained
+            for quantity in ("kept_mass", "top_1", "entropy")
+        ]
+        lines.append(f"| {group} | {of_all:.1%} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Changes against base, in points; certain, lock, fork and diffuse are told apart by the base alone and are all "
+        "positions together; strict lock and swap are chosen by what training did there.",
+        "",
+        "What each class adds to the change of the loss, in nats a 1,000 positions:",
+        "",
+        "| model | class | support | reshaping | alignment |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in trained:
+        for group in dict.fromkeys(row["class"] for row in found["loss"]):
+            cells = [_nats(r) for r in found["loss"] if (r["class"], r["model"], r["against"]) == (group, name, "base")]
+            lines.append(f"| {name} | {group} | {' | '.join(cells)} |")
+    if "gains" in found:
+        lines += ["", "If a model drew only these positions in the base's place (reweighted texts of the base):", ""]
+        lines += ["| positions | model | accuracy, points | tokens a text | effective texts |"]
+        lines += ["| --- | --- | --- | --- | ---: |"]
+        rows = {(r["where"], r["model"], r["against"], r["value"]): r for r in found["gains"]}
+        for where, model, against in dict.fromkeys(key[:3] for key in rows):
+            right, tokens = (rows.get((where, model, against, value)) for value in ("accuracy", "tokens"))
+            lines.append(
+                f"| {where} | {model} - {against} | {points(right['estimate']) if right and right['estimate'] else '-'} "
+                f"| {_plain(tokens['estimate']) if tokens['estimate'] else '-'} | {tokens['effective_texts']:,.0f} |"
+            )
+    if "truth" in found:
+        counts, scores = found["truth"]["counts"], found["truth"]["scores"]
+        classes = list(next(iter(counts.values())))
+        lines += ["", "What the positions really are, and how they were classed:", ""]
+        lines += [
+            f"| truth | {' | '.join(classes)} | precision | recall |",
+            "| --- |" + " ---: |" * len(classes) + " --- | --- |",
+        ]
+        for kind, row in counts.items():
+            of = [percent(each) for each in scores[kind].values()] if kind in scores else ["", ""]
+            lines.append(f"| {kind} | {' | '.join(f'{row[name]:,}' for name in classes)} | {' | '.join(of)} |")
+    lines += ["", "| texts of | texts | tokens a text | outcomes |", "| --- | ---: | --- | --- |"]
+    for row in found["carriers"]:
+        outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(row["outcomes"].items()))
+        tokens = row["tokens"]
+        shown = f"{tokens.value:,.1f} [{tokens.ci_low:,.1f}, {tokens.ci_high:,.1f}]"
+        lines.append(f"| {row['arm']} | {row['num_texts']:,} | {shown} | {outcomes} |")
+    return "\n".join(lines)
+
+
+def _mechanism(found: Mapping, table: Mapping, trained: Sequence[str]) -> list[str]:
+    """Sentences: how much is tail compression at locks, what forks keep, shorter thinking, what the control has too."""
+    sentences = []
+    for group, quantity, name in (("lock", "kept_mass", "tail compression at locks"), ("fork", "head", "forks")):
+        if (group, quantity, "model", "base") not in table:
+            sentences.append(f"**{name.capitalize()}:** the texts have no such position.")
+            continue
+        rows = {model: table[group, quantity, model, "base"] for model in trained}
+        before, shown = rows["model"]["before"], {model: points(row["estimate"]) for model, row in rows.items()}
+        if quantity == "kept_mass":
+            what = f"the mass outside what training keeps was {1 - before:.1%}; kept mass changes by"
+        else:
+            what = f"the entropy within what training keeps was {before:.2f} nats; it changes, in 0.01 nats, by"
+        said = "; ".join(f"{model} {text}" for model, text in shown.items())
+        if (group, quantity, "model", "control") in table:
+            said += f"; model - control {points(table[group, quantity, 'model', 'control']['estimate'])}"
+        sentences.append(f"**{name.capitalize()}:** {what} {said}.")
+    totals = {
+        model: sum(row["estimate"].value for row in found["loss"] if (row["model"], row["against"]) == (model, "base"))
+        for model in trained
+    }
+    support = {
+        group: sum(
+            r["estimate"].value
+            for r in found["loss"]
+            if (r["model"], r["against"], r["term"]) == ("model", "base", "support") and group in ("all", r["class"])
+        )
+        for group in ("all", "lock")
+    }
+    said = f"**Loss:** {_change(totals['model'])}, of which support compression {support['all'] * 1000:+.1f}, at locks {support['lock'] * 1000:+.1f}"
+    said += f"; control {_change(totals['control'])}" if "control" in totals else ""
+    sentences.append(said + ".")
+    key = ("thinking", "end_of_thinking", "model", "base")
+    if key in table:
+        before = table[key]["before"]
+        said = "; ".join(
+            f"{model} {_plain(_scaled(table['thinking', 'end_of_thinking', model, 'base']['estimate'], 1000))}"
+            for model in trained
+        )
+        sentences.append(
+            f"**End of thinking:** on the same text the base would end {before * 1000:.2f} of 1,000 thinking tokens; change: {said}."
+        )
+    return sentences
+
+
+def _change(nats: float) -> str:
+    return f"{nats * 1000:+.1f} nats a 1,000 positions"
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    value, se, low, high, n = estimate
+    return Estimate(factor * value, factor * se, factor * low, factor * high, n)
+
+
+def _nats(row: Mapping) -> str:
+    return _plain(_scaled(row["estimate"], 1000))
+
+
+def _plain(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} [{estimate.ci_low:+.2f}, {estimate.ci_high:+.2f}]"
+
+
 def _intervals(labels: Sequence[str], rows: Sequence[Estimate | Difference], xlabel: str) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 1 + 0.3 * len(labels)), layout="constrained")
     _draw_intervals(axes, labels, rows)

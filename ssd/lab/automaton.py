@@ -17,7 +17,11 @@ from ssd.engines import Decoding
 from ssd.engines.logits import next_token_probs
 
 NUM_TOKENS = 16
-HEADS = {"root": (0.200, 0.190, 0.329, 0.126), "fork": (0.148, 0.280, 0.140, 0.144), "lock": (0.750, 0.055, 0.050, 0.037)}
+HEADS = {
+    "root": (0.200, 0.190, 0.329, 0.126),
+    "fork": (0.148, 0.280, 0.140, 0.144),
+    "lock": (0.750, 0.055, 0.050, 0.037),
+}
 RIGHT = {"root": (0, 1), "fork": (0,), "lock": (0,)}
 VISITS = {"root": 1, "fork": 1, "lock": 3}
 TAIL_RATIO = 0.5
@@ -59,8 +63,6 @@ def pass_rate(states: Mapping[str, Tensor], temperature: float, top_p: float = E
     return rate
 
 
-def best(
-    states: Mapping[str, Tensor], temperatures: Sequence[float], top_p: float = EVAL_TOP_P
-) -> tuple[float, float]:
+def best(states: Mapping[str, Tensor], temperatures: Sequence[float], top_p: float = EVAL_TOP_P) -> tuple[float, float]:
     """Highest pass rate over `temperatures`, and where it is."""
     return max((pass_rate(states, temperature, top_p), temperature) for temperature in temperatures)

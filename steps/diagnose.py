@@ -1,0 +1,120 @@
+"""What training changed and where: locks, forks and the end of thinking, on stored texts that every model reads alike.
+
+Reads:  model (latest: train/model), base, control (a model trained on untruncated samples; latest or none), samples
+        (runs:/ID/samples, several by commas; latest: baseline/samples), grades (Parquet files in the same order;
+        latest: those beside the samples, where there are any; or none). temperature, top_k and top_p are those of the
+        samples that the model was trained on.
+Writes: diagnosis.json, changes.parquet, positions.parquet (at most 200,000 of them), figures, the verdict on the
+        mechanism.
+Run:    mlflow run . -e diagnose -P control=latest
+"""
+
+import itertools
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+
+from ssd import evaluation, records, report, tracking
+from ssd.engines import Decoding
+from ssd.records import Grade
+
+MAX_STORED_POSITIONS = 200_000
+UNTRUNCATED = Decoding()
+
+
+def diagnose(step: tracking.Step) -> None:
+    from ssd import diagnostics, models  # torch takes seconds to load
+    from ssd.lab import world
+
+    args = step.args
+    truncation, rules = evaluation.decoding(args), diagnostics.Rules()
+    folders = {name: str(step.path(name)) for name in ("base", "model", "control") if getattr(args, name) != "none"}
+    carriers = _carriers(args.samples, args.grades)
+    texts = [diagnostics.Text(*row) for rows, _ in carriers for row in rows]
+    texts = diagnostics.choose(texts, args.num_texts, args.seed)
+    measured = diagnostics.measure(folders, texts, truncation, rules, args.seed)
+
+    tokenizer, base = models.load_tokenizer(folders["base"]), models.digest(folders["base"])
+    from_base = {id(row[0]) for rows, manifest in carriers if _is_plain(manifest, base) for row in rows}
+    drawn_T = np.array([id(text.sample) in from_base for text in texts])
+    truth_N = None
+    if set(world.fragments()) <= tokenizer.get_vocab().keys():
+        kinds = [world.kinds(tokenizer.convert_ids_to_tokens(text.sample.token_ids)) for text in texts]
+        truth_N = np.array(list(itertools.chain.from_iterable(kinds)))
+    found = diagnostics.summary(measured, diagnostics.self_correction_ids(tokenizer), drawn_T, truth_N)
+    found |= {"truncation": str(truncation), "rules": rules, "carriers": diagnostics.carriers(measured)}
+    step.log_json("diagnosis.json", found)
+    changes = [{**row, **row["estimate"]._asdict()} for row in found["changes"]]
+    step.log_table("changes.parquet", pa.Table.from_pylist(changes).drop_columns("estimate"))
+    step.log_table("positions.parquet", _positions(diagnostics.positions(measured), truth_N, args.seed))
+    mlflow.log_figure(
+        report.curves(diagnostics.mean_curves(measured), diagnostics.EVAL_TEMPERATURES), "figures/curves.png"
+    )
+    mlflow.log_figure(report.changes(found["changes"]), "figures/changes.png")
+    mlflow.log_metrics({"num_texts": found["num_texts"], "num_positions": found["num_positions"]})
+    for row in found["changes"]:
+        if row["group"] in diagnostics.CLASSES and row["quantity"] in ("kept_mass", "entropy", "tail_mass"):
+            name = f"{row['group']}_{row['quantity']}_{row['model']}_minus_{row['against']}"
+            value = row["estimate"]
+            if np.isfinite(value.se):
+                bounds = {f"{name}_ci_low": value.ci_low, f"{name}_ci_high": value.ci_high}
+                mlflow.log_metrics({name: value.value} | bounds)
+    step.describe(
+        f"diagnose · {tracking.tag_of(args.model, 'arm', 'model')} · {found['num_texts']:,} texts",
+        report.diagnosis(found),
+    )
+
+
+def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
+    """(sample, arm, outcome) of every sample of each run, and the run's manifest."""
+    from ssd import sampling
+
+    uris = samples.split(",")
+    files = {"latest": [_beside(uri) for uri in uris], "none": ["none"] * len(uris)}.get(grades, grades.split(","))
+    if len(files) != len(uris):
+        raise ValueError(
+            f"grades={grades} names {len(files)} files for {len(uris)} of samples; name one for each, or none"
+        )
+    found = []
+    for uri, file in zip(uris, files):
+        generated = sampling.load(Path(tracking.local_path(uri)))
+        rows = [] if file == "none" else records.read(tracking.local_path(file), Grade)
+        outcome_of = {(row.problem_id, row.sample_index): row.outcome for row in rows}
+        arm, own = tracking.tag_of(uri, "arm", uri), generated.samples
+        missing = [row for row in own if rows and (row.problem_id, row.sample_index) not in outcome_of]
+        if missing:
+            raise ValueError(
+                f"{file} grades other samples than {uri} (no {missing[0].problem_id}); name them in one order"
+            )
+        found.append(
+            ([(row, arm, outcome_of.get((row.problem_id, row.sample_index), "")) for row in own], generated.manifest)
+        )
+    return found
+
+
+def _beside(uri: str) -> str:
+    """The grades of the run that drew these samples; none where it graded nothing."""
+    graded = tracking.tag_of(uri, "step", "") in ("baseline", "evaluate")
+    return uri.replace("/samples", "/grades.parquet") if graded else "none"
+
+
+def _is_plain(manifest: dict, base: str) -> bool:
+    """Whether the base itself drew these samples, at temperature 1 without truncation."""
+    decoding = Decoding(**manifest["decoding"] | {"max_tokens": UNTRUNCATED.max_tokens})
+    return manifest["model"] == base and decoding == UNTRUNCATED
+
+
+def _positions(columns: dict[str, np.ndarray], truth_N: np.ndarray | None, seed: int) -> pa.Table:
+    """All positions, or MAX_STORED_POSITIONS of them at random."""
+    columns = columns if truth_N is None else columns | {"truth": truth_N}
+    num_positions = len(columns["class"])
+    kept = np.random.default_rng(seed).permutation(num_positions)[:MAX_STORED_POSITIONS]
+    return pa.table({name: values[np.sort(kept)] for name, values in columns.items()})
+
+
+if __name__ == "__main__":
+    tracking.execute(
+        "diagnose", diagnose, model="train/model", base="lab/model", control="train/model", samples="baseline/samples"
+    )
