@@ -29,7 +29,7 @@ from ssd.stats.estimate import Estimate
 CLASSES = ("certain", "lock", "fork", "diffuse")
 TERMS = ("support", "reshaping", "alignment")
 QUANTITIES = ("top_1", "entropy", "nucleus_size", "tail_mass", "kept_mass", "gate", "head", "tail", *TERMS)
-QUANTITIES += ("cross_entropy", "logprob", "rank", "end_of_thinking")
+QUANTITIES += ("cross_entropy", "logprob", "rank", "end_of_thinking", "self_correction")
 SELF_CORRECTION = ("wait", "hmm", "actually", "alternatively", "however", "oops")
 END_OF_THINKING = "</think>"
 LENGTH_BANDS = 3
@@ -89,8 +89,9 @@ class Truncated(NamedTuple):
 class Measured(NamedTuple):
     """Every position of `texts`: where it is, the token taken, its class, and what was measured of each model.
 
-    `thinking_N` are the positions within the thinking, `ends_N` those at which it was ended. `curves[model][name]`
-    holds the values of `curves` at the positions `sampled_M`. `problem_T` numbers the problems, the unit of intervals.
+    `thinking_N` are the positions within the thinking, `ends_N` those at which it was ended, `corrects_N` those at
+    which a word of SELF_CORRECTION was taken. `curves[model][name]` holds the values of `curves` at the positions
+    `sampled_M`. `problem_T` numbers the problems, the unit of intervals.
     """
 
     texts: Sequence[Text]
@@ -101,6 +102,7 @@ class Measured(NamedTuple):
     class_N: NDArray
     thinking_N: NDArray
     ends_N: NDArray
+    corrects_N: NDArray
     of: dict[str, dict[str, NDArray]]
     sampled_M: NDArray
     curves: dict[str, dict[str, NDArray]]
@@ -244,6 +246,7 @@ def measure(
     )
     tokenizer = models.load_tokenizer(folders["base"])
     end, thinks = _token(tokenizer, END_OF_THINKING), prompts.opens_thinking(tokenizer)
+    marked = {"end_of_thinking": [end] if end is not None else [], "self_correction": self_correction_ids(tokenizer)}
     heads = {name: network.get_output_embeddings().to(device) for name, network in networks.items()}
     first_T = np.cumsum([0, *(len(text.sample.token_ids) for text in texts)])
     sampled_N = np.zeros(first_T[-1], dtype=bool)
@@ -265,7 +268,7 @@ def measure(
             for low in range(0, len(taken_B), size):
                 part = slice(low, low + size)
                 logits = {name: heads[name](hidden[name][part]).float() for name in networks}
-                found = _quantities(logits, taken_B[part], truncation, rules, end)
+                found = _quantities(logits, taken_B[part], truncation, rules, marked)
                 rows.append({"place": torch.from_numpy(place_B[part])} | {k: v.cpu() for k, v in found.items()})
                 if (chosen := np.flatnonzero(sampled_N[place_B[part]])).size:
                     drawn.append({"place": torch.from_numpy(place_B[part][chosen])})
@@ -280,19 +283,19 @@ def measure(
     _, problem_T = np.unique([text.sample.problem_id for text in texts], return_inverse=True)
     return Measured(
         texts, problem_T, text_N, np.arange(len(text_N)) - first_T[text_N], token_N, values["class"],
-        thinking_N, thinking_N & (token_N == end), _by_model(values, folders),
-        sampled["place"], _by_model(sampled, folders),
+        thinking_N, thinking_N & (token_N == end), np.isin(token_N, marked["self_correction"]),
+        _by_model(values, folders), sampled["place"], _by_model(sampled, folders),
     )  # fmt: skip
 
 
-def self_correction_ids(tokenizer) -> set[int]:
+def self_correction_ids(tokenizer) -> list[int]:
     """Tokens that are a word of SELF_CORRECTION, with or without a space before it, in any usual case."""
     spelled = [space + form for word in SELF_CORRECTION for form in (word, word.title()) for space in ("", " ")]
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in spelled]
-    return {ids[0] for ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id}
+    return sorted({ids[0] for ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id})
 
 
-def groups(measured: Measured, model: str, correction_ids: Sequence[int] = ()) -> dict[str, NDArray]:
+def groups(measured: Measured, model: str) -> dict[str, NDArray]:
     """Positions of each group, as masks of N: CLASSES, which together are all positions, and others that overlap.
 
     `strict lock`: a lock whose likeliest token is the same under `model`; `swap`: any position where it is not. These
@@ -305,7 +308,7 @@ def groups(measured: Measured, model: str, correction_ids: Sequence[int] = ()) -
         "thinking": measured.thinking_N,
         "strict lock": found["lock"] & same_N,
         "swap": ~same_N,
-        "self-correction": np.isin(measured.token_N, list(correction_ids)),
+        "self-correction": measured.corrects_N,
         "end of thinking": measured.ends_N,
     }
 
@@ -369,17 +372,12 @@ def effective(weight_T: NDArray) -> float:
     return float(weight_T.sum() ** 2 / (weight_T @ weight_T))
 
 
-def summary(
-    measured: Measured,
-    correction_ids: Sequence[int],
-    drawn_T: NDArray,
-    truth_N: NDArray | None = None,
-    least_effective: float = 100,
-) -> dict:
+def summary(measured: Measured, drawn_T: NDArray, truth_N: NDArray | None = None, least_effective: float = 100) -> dict:
     """What is reported of `measured`, every mean with its interval over problems.
 
     `positions`: number of positions by group. `changes`: rows of group, model, against, quantity, the mean `before` and
-    the estimate of the change. `loss`: what each class adds to the change of each term, over all positions. `gains`:
+    the estimate of the change. `loss`: what each class, and all, add to the change of each term and of their sum, over
+    all positions. `gains`:
     rows of where, model, against, accuracy or tokens (see `gain`), from the texts `drawn_T`; left out below
     `least_effective` texts. `truth`, where `truth_N` names what each position really is: counts by kind and class,
     precision and recall.
@@ -391,22 +389,23 @@ def summary(
     found |= {"num_problems": len(np.unique(measured.problem_T)), "positions": {}, "changes": [], "loss": []}
     for model, against in pairs:
         everything = np.ones(len(measured.text_N), dtype=bool)
-        of_model = {"all": everything} | groups(measured, model, correction_ids) | kinds
+        of_model = {"all": everything} | groups(measured, model) | kinds
         if model == "model":
             found["positions"] = {name: int(mask_N.sum()) for name, mask_N in of_model.items()}
         for (group, mask_N), quantity in itertools.product(of_model.items(), QUANTITIES):
             if mask_N.any() and quantity in measured.of[model]:
+                before = mean(measured, measured.of[against][quantity], mask_N)
                 found["changes"].append(
-                    {"group": group, "model": model, "against": against, "quantity": quantity,
-                     "num_positions": int(mask_N.sum()), "before": float(measured.of[against][quantity][mask_N].mean()),
+                    {"group": group, "model": model, "against": against, "quantity": quantity, "before": before,
+                     "num_positions": int(mask_N.sum()),
                      "estimate": change(measured, quantity, model, against, mask_N)}
                 )  # fmt: skip
-        for (index, name), term in itertools.product(enumerate(CLASSES), TERMS):
-            moved_N = measured.of[model][term].astype(float) - measured.of[against][term]
-            estimate_ = mean(measured, np.where(measured.class_N == index, moved_N, 0))
-            found["loss"].append(
-                {"class": name, "model": model, "against": against, "term": term, "estimate": estimate_}
-            )
+        moved = {term: measured.of[model][term].astype(float) - measured.of[against][term] for term in TERMS}
+        moved["loss"] = sum(moved.values())
+        masks = {name: measured.class_N == index for index, name in enumerate(CLASSES)} | {"all": everything}
+        for (name, mask_N), (term, moved_N) in itertools.product(masks.items(), moved.items()):
+            added = mean(measured, np.where(mask_N, moved_N, 0))
+            found["loss"].append({"class": name, "model": model, "against": against, "term": term, "estimate": added})
     if drawn_T.any():
         found["gains"] = _gains(measured, pairs, drawn_T, kinds, least_effective)
     if truth_N is not None:
@@ -426,25 +425,26 @@ def carriers(measured: Measured) -> list[dict]:
     return found
 
 
-def positions(measured: Measured) -> dict[str, NDArray]:
-    """A column for everything that was measured at each position, `model.quantity`."""
-    sample_of = [text.sample for text in measured.texts]
+def positions(measured: Measured, chosen_M: NDArray) -> dict[str, NDArray]:
+    """A column for everything that was measured at the positions `chosen_M`, `model.quantity`."""
+    text_M = measured.text_N[chosen_M]
     columns = {
-        "problem_id": np.array([sample.problem_id for sample in sample_of])[measured.text_N],
-        "sample_index": np.array([sample.sample_index for sample in sample_of])[measured.text_N],
-        "arm": np.array([text.arm for text in measured.texts])[measured.text_N],
-        "index": measured.index_N,
-        "token": measured.token_N,
-        "class": np.array(CLASSES)[measured.class_N],
+        "problem_id": np.array([text.sample.problem_id for text in measured.texts])[text_M],
+        "sample_index": np.array([text.sample.sample_index for text in measured.texts])[text_M],
+        "arm": np.array([text.arm for text in measured.texts])[text_M],
+        "index": measured.index_N[chosen_M],
+        "token": measured.token_N[chosen_M],
+        "class": np.array(CLASSES)[measured.class_N[chosen_M]],
     }
-    return columns | {f"{model}.{name}": each for model, of in measured.of.items() for name, each in of.items()}
+    of = {f"{model}.{name}": each_N for model, of in measured.of.items() for name, each_N in of.items()}
+    return columns | {name: each_N[chosen_M] for name, each_N in of.items()}
 
 
 def mean_curves(measured: Measured) -> dict[str, dict[str, list[Estimate]]]:
     """The paper's figure 6, by curve and model: each point's mean over the sampled positions, clustered by problem.
 
     `cumulative_mass` over ranks 1, 2, ...; `num_surviving` and `entropy_left` over EVAL_TEMPERATURES; and `entropy_left
-    LOW-HIGH`, the last one where the base's HEAD_TOKENS likeliest tokens hold such a mass.
+    LOW-HIGH`, the last one where the base's HEAD_TOKENS likeliest tokens hold such a mass, and at locks and forks.
     """
     problem_M = measured.problem_T[measured.text_N[measured.sampled_M]]
 
@@ -460,7 +460,9 @@ def mean_curves(measured: Measured) -> dict[str, dict[str, list[Estimate]]]:
         mask_M = (mass_M >= low) & ((mass_M < high) | (high == 1))
         if len(np.unique(problem_M[mask_M])) > 1:
             found[f"entropy_left {low:g}-{high:g}"] = averaged("entropy_left", mask_M)
-    return found
+    class_M = measured.class_N[measured.sampled_M]
+    return found | {f"entropy_left at {name}s": averaged("entropy_left", class_M == CLASSES.index(name))
+                    for name in ("lock", "fork") if (class_M == CLASSES.index(name)).any()}  # fmt: skip
 
 
 def _gains(measured: Measured, pairs, drawn_T: NDArray, kinds: Mapping[str, NDArray], least_effective: float) -> list:
@@ -503,9 +505,9 @@ def _by_problem(problem_X: NDArray, values_X: NDArray) -> Estimate:
 
 
 def _quantities(
-    logits: Mapping[str, Tensor], taken_B: Tensor, truncation: Decoding, rules: Rules, end: int | None
+    logits: Mapping[str, Tensor], taken_B: Tensor, truncation: Decoding, rules: Rules, marked: Mapping[str, list[int]]
 ) -> dict[str, Tensor]:
-    """Everything that is measured at a chunk of positions, named `model.quantity`, and `class`."""
+    """Everything that is measured at a chunk of positions, as `model.quantity`, and `class`; mass of `marked` ids."""
     q = truncated(logits["base"], truncation)
     found = {}
     for name, logits_BV in logits.items():
@@ -514,8 +516,7 @@ def _quantities(
             found["class"], head_BV = classify(logp_BV, rules)
         of = shape(logp_BV, taken_B, head_BV, rules) | entropy_split(logp_BV, q)
         of |= loss_terms(logp_BV, q, truncation.temperature)
-        if end is not None:
-            of["end_of_thinking"] = logp_BV[:, end].exp()
+        of |= {key: logp_BV[:, ids].exp().sum(-1) for key, ids in marked.items() if ids}
         found |= {f"{name}.{key}": value for key, value in of.items()}
     return found
 

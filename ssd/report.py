@@ -239,26 +239,32 @@ def comparison(
 
 
 def curves(by_name: Mapping[str, Mapping[str, Sequence[Estimate]]], temperatures: Sequence[float]) -> Figure:
-    """The paper's four curves, a colour for each model, bands 95%; a line style for each mass of the head."""
-    figure, panels = plt.subplots(2, 2, figsize=(WIDTH_INCHES * 1.4, 7), layout="constrained")
+    """The paper's curves, and the entropy at locks and at forks: a colour for each model, bands 95%."""
+    figure, panels = plt.subplots(2, 3, figsize=(WIDTH_INCHES * 1.7, 7), layout="constrained")
     shown = {
-        "cumulative_mass": ("rank of the token", "mass of this rank and before"),
-        "num_surviving": ("evaluation temperature", "tokens left by truncation"),
-        "entropy_left": ("evaluation temperature", "entropy after truncation (nats)"),
-        "entropy_left ": ("evaluation temperature", "the same, by mass of the base's first 20 tokens"),
+        "cumulative_mass": ("mass of the likeliest tokens, by rank", "cumulative mass"),
+        "num_surviving": ("tokens that truncation leaves", "tokens"),
+        "entropy_left": ("entropy after truncation", "nats"),
+        "entropy_left 0": ("the same, by mass of the base's first 20 tokens", "nats"),
+        "entropy_left at locks": ("the same, at locks", "nats"),
+        "entropy_left at forks": ("the same, at forks", "nats"),
     }
-    for axes, (prefix, (xlabel, ylabel)) in zip(panels.flat, shown.items()):
-        names = [name for name in by_name if name == prefix or (prefix[-1] == " " and name.startswith(prefix))]
+    for axes, (prefix, (title, ylabel)) in zip(panels.flat, shown.items()):
+        names = [name for name in by_name if name == prefix or (prefix[-1] == "0" and name.startswith(prefix))]
         for name, style in zip(names, ("-", "--", "-.", ":")):
-            for colour, (model, points) in enumerate(by_name[name].items()):
+            for number, (model, points) in enumerate(by_name[name].items()):
                 x = range(1, len(points) + 1) if prefix == "cumulative_mass" else temperatures
-                label = f"{model}, {name.removeprefix(prefix)}" if prefix[-1] == " " else model
-                axes.plot(x, [point.value for point in points], style, color=f"C{colour}", label=label)
+                label = f"{model}, {name.removeprefix('entropy_left ')}" if len(names) > 1 else model
+                colour, width = ("black", 1) if number == 0 else (f"C{number}", 2.5)  # equal lines stay both visible
+                axes.plot(x, [p.value for p in points], style, color=colour, label=label, lw=width, zorder=3 - number)
                 bounds = [point.ci_low for point in points], [point.ci_high for point in points]
-                axes.fill_between(x, *bounds, color=f"C{colour}", alpha=0.2, linewidth=0)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.legend(fontsize="small")
-    panels[0, 0].set_xscale("log")
+                axes.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="evaluation temperature", ylabel=ylabel)
+        if names:
+            axes.legend(fontsize="small")
+    panels[0, 0].set(
+        xscale="log", xlabel="rank of the token", xticks=(ranks := (1, 2, 5, 10, 20, 50)), xticklabels=ranks
+    )
     return _closed(figure)
 
 
@@ -280,7 +286,7 @@ def changes(rows: Sequence[Mapping]) -> Figure:
             if row["quantity"] == quantity:
                 number, estimate = models.index(row["model"]), row["estimate"]
                 height = names.index(row["group"]) + 0.2 * (number - (len(models) - 1) / 2)
-                axes.plot([100 * estimate.ci_low, 100 * estimate.ci_high], [height] * 2, color=f"C{number + 1}")
+                axes.plot([100 * estimate.ci_low, 100 * estimate.ci_high], [height] * 2, color=f"C{number + 1}", lw=3)
                 axes.plot(100 * estimate.value, height, "o", markersize=4, color=f"C{number + 1}")
         axes.axvline(0, color="grey", linestyle=":")
         axes.set_xlabel(label)
@@ -293,16 +299,23 @@ def changes(rows: Sequence[Mapping]) -> Figure:
     return _closed(figure)
 
 
-def diagnosis(found: Mapping) -> str:
-    """The page of a diagnose run: what the mechanism was, then the tables that say so."""
+def mechanism(found: Mapping) -> str:
+    """What the mechanism was, of a diagnosis, in sentences."""
     table = {(r["group"], r["quantity"], r["model"], r["against"]): r for r in found["changes"]}
-    trained = [name for name in ("model", "control") if ("all", "entropy", name, "base") in table]
-    share = {group: count / found["num_positions"] for group, count in found["positions"].items()}
-    lines = [
+    sentences = "".join(f"\n- {sentence}" for sentence in _mechanism(found, table, _trained(found)))
+    return (
         f"{found['num_texts']:,} texts of {found['num_problems']:,} problems, {found['num_positions']:,} positions; "
-        f"training truncation {found['truncation']}. Intervals are 95%, over problems.",
-        "",
-        *(f"- {sentence}" for sentence in _mechanism(found, table, trained)),
+        f"training truncation {found['truncation']}. Intervals are 95%, over problems.\n{sentences}"
+    )
+
+
+def diagnosis(found: Mapping) -> str:
+    """The page of a diagnose run: the mechanism, then the tables that say so."""
+    table = {(r["group"], r["quantity"], r["model"], r["against"]): r for r in found["changes"]}
+    trained = _trained(found)
+    share = {group: count / found["num_positions"] for group, count in found["positions"].items() if count}
+    lines = [
+        mechanism(found),
         "",
         "| positions | share | " + " | ".join(f"{n}: kept mass | top-1 | entropy, 0.01 nats" for n in trained) + " |",
         "| --- | ---: |" + " --- |" * 3 * len(trained),
@@ -321,24 +334,33 @@ def diagnosis(found: Mapping) -> str:
         "",
         "What each class adds to the change of the loss, in nats a 1,000 positions:",
         "",
-        "| model | class | support | reshaping | alignment |",
-        "| --- | --- | --- | --- | --- |",
+        "| class | " + " | ".join(f"{name}: support | reshaping | alignment" for name in trained) + " |",
+        "| --- |" + " --- |" * 3 * len(trained),
     ]
-    for name in trained:
-        for group in dict.fromkeys(row["class"] for row in found["loss"]):
-            cells = [_nats(r) for r in found["loss"] if (r["class"], r["model"], r["against"]) == (group, name, "base")]
-            lines.append(f"| {name} | {group} | {' | '.join(cells)} |")
+    loss = {(row["class"], row["term"], row["model"], row["against"]): row["estimate"] for row in found["loss"]}
+    for group in (name for name in dict.fromkeys(row["class"] for row in found["loss"]) if name in share):
+        terms = [(term, name) for name in trained for term in ("support", "reshaping", "alignment")]
+        lines.append(
+            f"| {group} | {' | '.join(_signed(loss[group, term, name, 'base'], 1000) for term, name in terms)} |"
+        )
     if "gains" in found:
-        lines += ["", "If a model drew only these positions in the base's place (reweighted texts of the base):", ""]
-        lines += ["| positions | model | accuracy, points | tokens a text | effective texts |"]
-        lines += ["| --- | --- | --- | --- | ---: |"]
-        rows = {(r["where"], r["model"], r["against"], r["value"]): r for r in found["gains"]}
-        for where, model, against in dict.fromkeys(key[:3] for key in rows):
-            right, tokens = (rows.get((where, model, against, value)) for value in ("accuracy", "tokens"))
-            lines.append(
-                f"| {where} | {model} - {against} | {points(right['estimate']) if right and right['estimate'] else '-'} "
-                f"| {_plain(tokens['estimate']) if tokens['estimate'] else '-'} | {tokens['effective_texts']:,.0f} |"
-            )
+        rows = {(r["where"], r["value"], r["model"], r["against"]): r for r in found["gains"]}
+        pairs = list(dict.fromkeys(key[2:] for key in rows))
+        lines += [
+            "",
+            "What the base would gain if a model drew, in its place, these positions alone: accuracy in points, ",
+        ]
+        lines[-1] += "tokens a text (the base's own texts, reweighted; - where too few would count):"
+        lines += ["", "| positions | " + " | ".join(f"{model} - {against}" for model, against in pairs) + " | tokens, "]
+        lines[-1] += " | ".join(f"{model} - {against}" for model, against in pairs) + " | effective texts |"
+        lines += ["| --- |" + " --- |" * 2 * len(pairs) + " ---: |"]
+        for where in dict.fromkeys(row["where"] for row in found["gains"]):
+            if found["positions"].get(where) == 0:
+                continue
+            right, tokens = ([rows.get((where, value, *pair)) for pair in pairs] for value in ("accuracy", "tokens"))
+            cells = [points(row["estimate"]) if row and row["estimate"] else "-" for row in right]
+            cells += [_signed(row["estimate"]) if row["estimate"] else "-" for row in tokens]
+            lines.append(f"| {where} | {' | '.join(cells)} | {min(row['effective_texts'] for row in tokens):,.0f} |")
     if "truth" in found:
         counts, scores = found["truth"]["counts"], found["truth"]["scores"]
         classes = list(next(iter(counts.values())))
@@ -359,66 +381,83 @@ def diagnosis(found: Mapping) -> str:
     return "\n".join(lines)
 
 
+def _trained(found: Mapping) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in found["changes"] if row["against"] == "base"))
+
+
 def _mechanism(found: Mapping, table: Mapping, trained: Sequence[str]) -> list[str]:
     """Sentences: how much is tail compression at locks, what forks keep, shorter thinking, what the control has too."""
-    sentences = []
-    for group, quantity, name in (("lock", "kept_mass", "tail compression at locks"), ("fork", "head", "forks")):
-        if (group, quantity, "model", "base") not in table:
-            sentences.append(f"**{name.capitalize()}:** the texts have no such position.")
-            continue
-        rows = {model: table[group, quantity, model, "base"] for model in trained}
-        before, shown = rows["model"]["before"], {model: points(row["estimate"]) for model, row in rows.items()}
-        if quantity == "kept_mass":
-            what = f"the mass outside what training keeps was {1 - before:.1%}; kept mass changes by"
-        else:
-            what = f"the entropy within what training keeps was {before:.2f} nats; it changes, in 0.01 nats, by"
-        said = "; ".join(f"{model} {text}" for model, text in shown.items())
-        if (group, quantity, "model", "control") in table:
-            said += f"; model - control {points(table[group, quantity, 'model', 'control']['estimate'])}"
-        sentences.append(f"**{name.capitalize()}:** {what} {said}.")
-    totals = {
-        model: sum(row["estimate"].value for row in found["loss"] if (row["model"], row["against"]) == (model, "base"))
-        for model in trained
-    }
-    support = {
-        group: sum(
-            r["estimate"].value
-            for r in found["loss"]
-            if (r["model"], r["against"], r["term"]) == ("model", "base", "support") and group in ("all", r["class"])
-        )
-        for group in ("all", "lock")
-    }
-    said = f"**Loss:** {_change(totals['model'])}, of which support compression {support['all'] * 1000:+.1f}, at locks {support['lock'] * 1000:+.1f}"
-    said += f"; control {_change(totals['control'])}" if "control" in totals else ""
-    sentences.append(said + ".")
-    key = ("thinking", "end_of_thinking", "model", "base")
-    if key in table:
-        before = table[key]["before"]
-        said = "; ".join(
-            f"{model} {_plain(_scaled(table['thinking', 'end_of_thinking', model, 'base']['estimate'], 1000))}"
-            for model in trained
-        )
+    pairs = [(name, "base") for name in trained] + [("model", "control")] * ("control" in trained)
+
+    def said(group: str, quantity: str, factor: float) -> str:
+        rows = [(f"{a} - {b}", table[group, quantity, a, b]["estimate"]) for a, b in pairs]
+        return "; ".join(f"{pair} {_signed(estimate, factor)}" for pair, estimate in rows)
+
+    def before(group: str, quantity: str) -> Estimate:
+        return table[group, quantity, "model", "base"]["before"]
+
+    sentences, known = [], {key[:2] for key in table}
+    if ("lock", "kept_mass") in known:
         sentences.append(
-            f"**End of thinking:** on the same text the base would end {before * 1000:.2f} of 1,000 thinking tokens; change: {said}."
+            f"**Tail compression at locks:** training keeps {percent(before('lock', 'kept_mass'))} of the base's mass "
+            f"there; change in points, {said('lock', 'kept_mass', 100)}."
+        )
+    if ("fork", "kept_mass") in known:
+        sentences.append(
+            f"**Forks:** training keeps {percent(before('fork', 'kept_mass'))}; change in points, "
+            f"{said('fork', 'kept_mass', 100)}. The likeliest token has {percent(before('fork', 'top_1'))}; change in "
+            f"points, {said('fork', 'top_1', 100)}. The entropy is {_nats(before('fork', 'entropy'))} nats; change, "
+            f"{said('fork', 'entropy', 1)}."
+        )
+    loss = {(row["class"], row["term"], row["model"], row["against"]): row["estimate"] for row in found["loss"]}
+    parts = {"all": ("all", "loss"), "support compression": ("all", "support"), "of it at locks": ("lock", "support")}
+    sentences.append(
+        "**Loss** against what training keeps, nats a 1,000 positions: "
+        + "; ".join(
+            f"{name} - base "
+            + ", ".join(f"{part} {_signed(loss[(*key, name, 'base')], 1000)}" for part, key in parts.items())
+            for name in trained
+        )
+        + "."
+    )
+    for quantity, name in (("end_of_thinking", "Shorter thinking"), ("self_correction", "Self-correction")):
+        if ("thinking", quantity) in known:
+            what = "an end of the thinking" if quantity == "end_of_thinking" else "a word such as 'Wait'"
+            sentences.append(
+                f"**{name}:** on the same texts the base gives {what} {percent(before('thinking', quantity))} at each "
+                f"token of the thinking; change in points, {said('thinking', quantity, 100)}."
+            )
+    gains = {
+        (row["where"], row["model"], row["against"]): row["estimate"]
+        for row in found.get("gains", ())
+        if row["value"] == "accuracy"
+    }
+    if not gains:
+        sentences.append(
+            "**Accuracy:** no text is a graded one that this base drew at temperature 1 without truncation, so what "
+            "these changes are worth cannot be told."
+        )
+    for name in trained if gains else ():
+        where = [part for part in ("everywhere", "lock", "fork", "end of thinking") if gains.get((part, name, "base"))]
+        sentences.append(
+            f"**Accuracy** at temperature 1, {name} - base in points: "
+            + (
+                ", ".join(f"{part} {points(gains[part, name, 'base'])}" for part in where)
+                or "too few texts would count"
+            )
+            + "."
         )
     return sentences
 
 
-def _change(nats: float) -> str:
-    return f"{nats * 1000:+.1f} nats a 1,000 positions"
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.ci_low:.2f}, {estimate.ci_high:.2f}]"
 
 
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    value, se, low, high, n = estimate
-    return Estimate(factor * value, factor * se, factor * low, factor * high, n)
-
-
-def _nats(row: Mapping) -> str:
-    return _plain(_scaled(row["estimate"], 1000))
-
-
-def _plain(estimate: Estimate) -> str:
-    return f"{estimate.value:+.2f} [{estimate.ci_low:+.2f}, {estimate.ci_high:+.2f}]"
+def _signed(estimate: Estimate, factor: float = 1) -> str:
+    """`+1.30 [+1.22, +1.38]`, times `factor`."""
+    value, low, high = (factor * bound for bound in (estimate.value, estimate.ci_low, estimate.ci_high))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _intervals(labels: Sequence[str], rows: Sequence[Estimate | Difference], xlabel: str) -> Figure:

@@ -320,10 +320,11 @@ def _resolve(parameter: str, upstream: str, args: argparse.Namespace) -> str:
 def _base_model(args: argparse.Namespace, inputs: Mapping[str, str]) -> str:
     """The model that the lineage of every input began with; two of them are refused."""
     found: dict[str, str] = {}
+    beginning = "base" if hasattr(args, "base") else "model"  # what needs no lineage, as it may begin one
     named = [(parameter, value) for parameter in inputs for value in getattr(args, parameter).split(",")]
     for parameter, value in named:
         tags = run_of(value).data.tags if value.startswith("runs:/") else {}
-        if tags.get("step") == "lab" or (parameter in ("model", "base") and "ssd.base_model" not in tags):
+        if tags.get("step") == "lab" or (parameter == beginning and "ssd.base_model" not in tags):
             found.setdefault(value, f"{parameter}={value}")
         elif tags.get("ssd.base_model"):
             found.setdefault(tags["ssd.base_model"], f"{parameter}={value}")

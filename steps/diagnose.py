@@ -4,12 +4,13 @@ Reads:  model (latest: train/model), base, control (a model trained on untruncat
         (runs:/ID/samples, several by commas; latest: baseline/samples), grades (Parquet files in the same order;
         latest: those beside the samples, where there are any; or none). temperature, top_k and top_p are those of the
         samples that the model was trained on.
-Writes: diagnosis.json, changes.parquet, positions.parquet (at most 200,000 of them), figures, the verdict on the
-        mechanism.
+Writes: diagnosis.json, diagnosis.md, changes.parquet, positions.parquet (at most 200,000 of them), figures, the
+        verdict on the mechanism.
 Run:    mlflow run . -e diagnose -P control=latest
 """
 
 import itertools
+import json
 from pathlib import Path
 
 import mlflow
@@ -43,12 +44,15 @@ def diagnose(step: tracking.Step) -> None:
     if set(world.fragments()) <= tokenizer.get_vocab().keys():
         kinds = [world.kinds(tokenizer.convert_ids_to_tokens(text.sample.token_ids)) for text in texts]
         truth_N = np.array(list(itertools.chain.from_iterable(kinds)))
-    found = diagnostics.summary(measured, diagnostics.self_correction_ids(tokenizer), drawn_T, truth_N)
+    found = diagnostics.summary(measured, drawn_T, truth_N)
     found |= {"truncation": str(truncation), "rules": rules, "carriers": diagnostics.carriers(measured)}
     step.log_json("diagnosis.json", found)
-    changes = [{**row, **row["estimate"]._asdict()} for row in found["changes"]]
-    step.log_table("changes.parquet", pa.Table.from_pylist(changes).drop_columns("estimate"))
-    step.log_table("positions.parquet", _positions(diagnostics.positions(measured), truth_N, args.seed))
+    mlflow.log_text(report.diagnosis(found), "diagnosis.md")
+    step.log_table("changes.parquet", pa.Table.from_pylist([_flat(row) for row in found["changes"]]))
+    order = np.random.default_rng(args.seed).permutation(found["num_positions"])
+    kept_M = np.sort(order[:MAX_STORED_POSITIONS])
+    columns = diagnostics.positions(measured, kept_M) | ({} if truth_N is None else {"truth": truth_N[kept_M]})
+    step.log_table("positions.parquet", pa.table(columns))
     mlflow.log_figure(
         report.curves(diagnostics.mean_curves(measured), diagnostics.EVAL_TEMPERATURES), "figures/curves.png"
     )
@@ -63,8 +67,15 @@ def diagnose(step: tracking.Step) -> None:
                 mlflow.log_metrics({name: value.value} | bounds)
     step.describe(
         f"diagnose · {tracking.tag_of(args.model, 'arm', 'model')} · {found['num_texts']:,} texts",
-        report.diagnosis(found),
+        report.mechanism(found) + "\n\nTables: diagnosis.md." + _warning(args.model, truncation),
     )
+
+
+def _flat(row: dict) -> dict:
+    """A change as one row: the mean before, and the change, each with its interval."""
+    before = {f"before_{name}": value for name, value in row["before"]._asdict().items()}
+    flat = row | before | row["estimate"]._asdict()
+    return {name: value for name, value in flat.items() if name not in ("before", "estimate")}
 
 
 def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
@@ -100,18 +111,23 @@ def _beside(uri: str) -> str:
     return uri.replace("/samples", "/grades.parquet") if graded else "none"
 
 
+def _warning(model: str, truncation: Decoding) -> str:
+    """A word where the model was trained on samples that were decoded otherwise than is said here."""
+    params = tracking.run_of(model).data.params if model.startswith("runs:/") else {}
+    samples = params.get("input.samples", params.get("samples", ""))
+    if not samples.startswith("runs:/"):
+        return ""
+    manifest = json.loads(Path(tracking.local_path(f"{samples}/manifest.json")).read_text())
+    trained_on = str(Decoding(**manifest["decoding"]))
+    if trained_on == str(truncation):
+        return ""
+    return f"\n\n**Warning:** the model was trained on samples at {trained_on}, not at {truncation}."
+
+
 def _is_plain(manifest: dict, base: str) -> bool:
     """Whether the base itself drew these samples, at temperature 1 without truncation."""
     decoding = Decoding(**manifest["decoding"] | {"max_tokens": UNTRUNCATED.max_tokens})
     return manifest["model"] == base and decoding == UNTRUNCATED
-
-
-def _positions(columns: dict[str, np.ndarray], truth_N: np.ndarray | None, seed: int) -> pa.Table:
-    """All positions, or MAX_STORED_POSITIONS of them at random."""
-    columns = columns if truth_N is None else columns | {"truth": truth_N}
-    num_positions = len(columns["class"])
-    kept = np.random.default_rng(seed).permutation(num_positions)[:MAX_STORED_POSITIONS]
-    return pa.table({name: values[np.sort(kept)] for name, values in columns.items()})
 
 
 if __name__ == "__main__":
