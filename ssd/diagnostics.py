@@ -6,6 +6,7 @@ renormalised), p a model's own, and p(S) the kept mass. Definitions are those of
 appendix B; what the paper leaves open (when is a position a lock) stands in `Rules`.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -34,7 +35,7 @@ SELF_CORRECTION = ("wait", "hmm", "actually", "alternatively", "however", "oops"
 END_OF_THINKING = "</think>"
 LENGTH_BANDS = 3
 TOKENS_PER_BATCH = 1 << 15  # padded, as in training
-CELLS_PER_CHUNK = 1 << 25  # positions x vocabulary of one model's logits held at a time
+CELLS_PER_CHUNK = 1 << 26  # positions x vocabulary of one model's logits held at a time
 LONGEST_NUCLEUS = 1024
 # The curves of the paper's figure 6.
 NUM_RANKS = 60
@@ -235,8 +236,9 @@ def measure(
     """Read `texts` once with each model of `folders`, of which `base` is one, and measure every completion position.
 
     Both distributions of a position are needed at once, so all models are loaded (bfloat16 on a GPU, 8.4 GB for
-    Qwen3.5-4B). Where they do not fit on the GPU together, they take turns there for each batch, and wait in the
-    computer's memory; only hidden states are kept in between. Logits exist for CELLS_PER_CHUNK at a time.
+    Qwen3.5-4B, and 2.5 GB for its output layer in float32). Where they do not fit on the GPU together, they take turns
+    there for each batch, and wait in the computer's memory; only hidden states are kept in between. Logits exist for
+    CELLS_PER_CHUNK at a time.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -247,8 +249,17 @@ def measure(
     tokenizer = models.load_tokenizer(folders["base"])
     end, thinks = _token(tokenizer, END_OF_THINKING), prompts.opens_thinking(tokenizer)
     marked = {"end_of_thinking": [end] if end is not None else [], "self_correction": self_correction_ids(tokenizer)}
-    heads = {name: network.get_output_embeddings().to(device) for name, network in networks.items()}
+    # In bfloat16 a logit of 20 would be rounded to a multiple of an eighth.
+    heads = {
+        name: copy.deepcopy(network.get_output_embeddings()).to(device, torch.float32)
+        for name, network in networks.items()
+    }
+    sizes = {name: head.weight.shape[0] for name, head in heads.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the models have vocabularies of {sizes}; give models that read the same token ids")
     first_T = np.cumsum([0, *(len(text.sample.token_ids) for text in texts)])
+    if first_T[-1] == 0:
+        raise ValueError(f"the {len(texts)} texts have no token; give samples that are not empty")
     sampled_N = np.zeros(first_T[-1], dtype=bool)
     rng = np.random.default_rng(seed)
     sampled_N[rng.choice(first_T[-1], min(CURVE_POSITIONS, first_T[-1]), replace=False)] = True
@@ -261,21 +272,22 @@ def measure(
                 hidden[name] = _hidden(network, [texts[t].sample for t in batch], device)
                 if in_turns:
                     network.to("cpu")
-                    heads[name].to(device)
             taken_B = torch.tensor([token for t in batch for token in texts[t].sample.token_ids], device=device)
             place_B = np.concatenate([np.arange(first_T[t], first_T[t + 1]) for t in batch])
-            size = max(1, CELLS_PER_CHUNK // heads["base"].weight.shape[0])
+            size = max(1, CELLS_PER_CHUNK // sizes["base"])
+            chunks = []
             for low in range(0, len(taken_B), size):
                 part = slice(low, low + size)
-                logits = {name: heads[name](hidden[name][part]).float() for name in networks}
-                found = _quantities(logits, taken_B[part], truncation, rules, marked)
-                rows.append({"place": torch.from_numpy(place_B[part])} | {k: v.cpu() for k, v in found.items()})
+                logits = {name: head(hidden[name][part].float()) for name, head in heads.items()}
+                chunks.append(_quantities(logits, taken_B[part], truncation, rules, marked))
                 if (chosen := np.flatnonzero(sampled_N[place_B[part]])).size:
                     drawn.append({"place": torch.from_numpy(place_B[part][chosen])})
                     for name, each in logits.items():
                         of = curves(each[torch.from_numpy(chosen).to(device)], truncation)
                         drawn[-1] |= {f"{name}.{key}": value.cpu() for key, value in of.items()}
                 bar.update(len(taken_B[part]))
+            of_batch = {key: torch.cat([chunk[key] for chunk in chunks]).cpu() for key in chunks[0]}
+            rows.append({"place": torch.from_numpy(place_B)} | of_batch)
     values, sampled = _joined(rows), _joined(drawn)
     text_N = np.repeat(np.arange(len(texts)), np.diff(first_T))
     token_N = np.concatenate([np.array(text.sample.token_ids, dtype=np.int32) for text in texts])

@@ -329,8 +329,10 @@ def diagnosis(found: Mapping) -> str:
         lines.append(f"| {group} | {of_all:.1%} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Changes against base, in points; certain, lock, fork and diffuse are told apart by the base alone and are all "
-        "positions together; strict lock and swap are chosen by what training did there.",
+        "Changes against base, in points. A rival has at least {rival_ratio:g} of the mass of the likeliest token in "
+        "the base. Certain: no rival, all else below {least_tail:g}. Lock: no rival. Fork: rivals. Diffuse: likeliest "
+        "and rivals hold less than {least_head_mass:g}. These four are all positions; strict lock (the same likeliest "
+        "token) and swap (another) are chosen by what training did there.".format(**found["rules"]),
         "",
         "What each class adds to the change of the loss, in nats a 1,000 positions:",
         "",
@@ -427,26 +429,23 @@ def _mechanism(found: Mapping, table: Mapping, trained: Sequence[str]) -> list[s
                 f"**{name}:** on the same texts the base gives {what} {percent(before('thinking', quantity))} at each "
                 f"token of the thinking; change in points, {said('thinking', quantity, 100)}."
             )
-    gains = {
-        (row["where"], row["model"], row["against"]): row["estimate"]
-        for row in found.get("gains", ())
-        if row["value"] == "accuracy"
-    }
-    if not gains:
+    gains = {(r["where"], r["value"], r["model"], r["against"]): r["estimate"] for r in found.get("gains", ())}
+    if ("everywhere", "accuracy", "model", "base") not in gains:
         sentences.append(
             "**Accuracy:** no text is a graded one that this base drew at temperature 1 without truncation, so what "
             "these changes are worth cannot be told."
         )
-    for name in trained if gains else ():
-        where = [part for part in ("everywhere", "lock", "fork", "end of thinking") if gains.get((part, name, "base"))]
-        sentences.append(
-            f"**Accuracy** at temperature 1, {name} - base in points: "
-            + (
-                ", ".join(f"{part} {points(gains[part, name, 'base'])}" for part in where)
-                or "too few texts would count"
+    shown = ("everywhere", "lock", "fork", "end of thinking")
+    for value, what in (("accuracy", "Accuracy, in points"), ("tokens", "Tokens a text")):
+        for name in trained if ("everywhere", value, "model", "base") in gains else ():
+            of = {part: gains.get((part, value, name, "base")) for part in shown}
+            told = ", ".join(
+                f"{part} {_signed(each, 100 if value == 'accuracy' else 1)}" for part, each in of.items() if each
             )
-            + "."
-        )
+            sentences.append(
+                f"**{what}**, at temperature 1, if it drew these positions in the base's place: {name} - base "
+                f"{told or '(too few texts would count)'}."
+            )
     return sentences
 
 

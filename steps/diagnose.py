@@ -9,6 +9,7 @@ Writes: diagnosis.json, diagnosis.md, changes.parquet, positions.parquet (at mos
 Run:    mlflow run . -e diagnose -P control=latest
 """
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -45,7 +46,11 @@ def diagnose(step: tracking.Step) -> None:
         kinds = [world.kinds(tokenizer.convert_ids_to_tokens(text.sample.token_ids)) for text in texts]
         truth_N = np.array(list(itertools.chain.from_iterable(kinds)))
     found = diagnostics.summary(measured, drawn_T, truth_N)
-    found |= {"truncation": str(truncation), "rules": rules, "carriers": diagnostics.carriers(measured)}
+    found |= {
+        "truncation": str(truncation),
+        "rules": dataclasses.asdict(rules),
+        "carriers": diagnostics.carriers(measured),
+    }
     step.log_json("diagnosis.json", found)
     mlflow.log_text(report.diagnosis(found), "diagnosis.md")
     step.log_table("changes.parquet", pa.Table.from_pylist([_flat(row) for row in found["changes"]]))

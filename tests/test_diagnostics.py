@@ -209,7 +209,7 @@ def experiment(lab_model, store, run_step, tmp_path_factory):
         "diagnose", preset="qwen3.5-4b", model=folder / "model", base=lab_model, control=lab_model,
         samples=folder / "samples", grades="none", temperature=1.0, top_k=0, top_p=0.85, num_texts=100,
     )  # fmt: skip
-    return types.SimpleNamespace(run=run, drawn=drawn, model=str(folder / "model"), base=lab_model)
+    return types.SimpleNamespace(run=run, drawn=drawn, folder=folder, model=str(folder / "model"), base=lab_model)
 
 
 def artifact(run, name: str) -> Path:
@@ -280,3 +280,20 @@ def test_the_run_leaves_tables_figures_and_a_page(experiment):
     assert experiment.run.data.tags["mlflow.note.content"].startswith("100 texts of")
     figures = mlflow.MlflowClient().list_artifacts(experiment.run.info.run_id, "figures")
     assert [file.path for file in figures] == ["figures/changes.png", "figures/curves.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"grades": "a.parquet,b.parquet"}, "names 2 files for 1 of samples"),
+        ({"control": "latest"}, "no finished train of arm control"),
+        ({"temperature": 0.0}, "temperature=0 is greedy"),
+        ({"num_texts": 0}, "num_texts=0 is not an integer >= 1"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_what_cannot_be_diagnosed_is_refused_in_one_line(experiment, run_step, capsys, given, message):
+    shared = {"preset": "qwen3.5-4b", "model": experiment.model, "base": experiment.base, "grades": "none"}
+    with pytest.raises(SystemExit, match="2"):
+        run_step("diagnose", **shared | {"samples": experiment.folder / "samples"} | given)
+    assert message in capsys.readouterr().err
