@@ -249,7 +249,7 @@ def measure(
     tokenizer = models.load_tokenizer(folders["base"])
     end, thinks = _token(tokenizer, END_OF_THINKING), prompts.opens_thinking(tokenizer)
     marked = {"end_of_thinking": [end] if end is not None else [], "self_correction": self_correction_ids(tokenizer)}
-    # In bfloat16 a logit of 20 would be rounded to a multiple of an eighth. TF32 holds every digit of what is multiplied.
+    # In bfloat16 a logit of 20 would be rounded to an eighth; TF32 holds every digit of the bfloat16 it multiplies.
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     heads = {
