@@ -43,6 +43,7 @@ EVAL_TEMPERATURES = tuple(round(0.4 + 0.2 * step, 1) for step in range(9))
 HEAD_TOKENS = 20
 HEAD_MASS_EDGES = (0.0, 0.95, 0.99, 0.999, 1.0)
 CURVE_POSITIONS = 8192
+LEAST_PROBLEMS = 20  # for a curve of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,6 +428,16 @@ def summary(measured: Measured, drawn_T: NDArray, truth_N: NDArray | None = None
     return found
 
 
+def _share(measured: Measured, yes_N: NDArray, mask_N: NDArray) -> Estimate:
+    """Share of `yes_N` among `mask_N`, with Wilson's interval at the effective number of positions."""
+    share = mean(measured, yes_N.astype(float), mask_N)
+    if not share.n:
+        return share
+    spread = share.value * (1 - share.value)
+    interval = estimate.wilson(share.value, spread / share.se**2 if spread and share.se > 0 else share.n)
+    return share._replace(ci_low=interval.low, ci_high=interval.high)
+
+
 def carriers(measured: Measured) -> list[dict]:
     """What was read: for each arm its texts, their tokens with an interval, and their outcomes."""
     found = []
@@ -472,7 +483,7 @@ def mean_curves(measured: Measured) -> dict[str, dict[str, list[Estimate]]]:
     found = {name: averaged(name, everywhere_M) for name in ("cumulative_mass", "num_surviving", "entropy_left")}
     for low, high in itertools.pairwise(HEAD_MASS_EDGES):
         mask_M = (mass_M >= low) & ((mass_M < high) | (high == 1))
-        if len(np.unique(problem_M[mask_M])) > 1:
+        if len(np.unique(problem_M[mask_M])) >= LEAST_PROBLEMS:
             found[f"entropy_left {low:g}-{high:g}"] = averaged("entropy_left", mask_M)
     class_M = measured.class_N[measured.sampled_M]
     return found | {f"entropy_left at {name}s": averaged("entropy_left", class_M == CLASSES.index(name))
@@ -505,8 +516,8 @@ def _against_truth(measured: Measured, truth_N: NDArray) -> dict:
     }
     scores = {
         kind: {
-            "precision": mean(measured, (truth_N == kind).astype(float), measured.class_N == CLASSES.index(kind)),
-            "recall": mean(measured, (measured.class_N == CLASSES.index(kind)).astype(float), truth_N == kind),
+            "precision": _share(measured, truth_N == kind, measured.class_N == CLASSES.index(kind)),
+            "recall": _share(measured, measured.class_N == CLASSES.index(kind), truth_N == kind),
         }
         for kind in ("lock", "fork")
     }

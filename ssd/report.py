@@ -443,7 +443,7 @@ def _mechanism(found: Mapping, table: Mapping, trained: Sequence[str]) -> list[s
                 f"{part} {_signed(each, 100 if value == 'accuracy' else 1)}" for part, each in of.items() if each
             )
             sentences.append(
-                f"**{what}**, at temperature 1, if it drew these positions in the base's place: {name} - base "
+                f"**{what}**, at temperature 1, where it draws these positions in the base's place: {name} - base "
                 f"{told or '(too few texts would count)'}."
             )
     return sentences

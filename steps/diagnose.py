@@ -51,16 +51,15 @@ def diagnose(step: tracking.Step) -> None:
         "rules": dataclasses.asdict(rules),
         "carriers": diagnostics.carriers(measured),
     }
-    step.log_json("diagnosis.json", found)
+    curves = diagnostics.mean_curves(measured)
+    step.log_json("diagnosis.json", found | {"curves": curves})
     mlflow.log_text(report.diagnosis(found), "diagnosis.md")
     step.log_table("changes.parquet", pa.Table.from_pylist([_flat(row) for row in found["changes"]]))
     order = np.random.default_rng(args.seed).permutation(found["num_positions"])
     kept_M = np.sort(order[:MAX_STORED_POSITIONS])
     columns = diagnostics.positions(measured, kept_M) | ({} if truth_N is None else {"truth": truth_N[kept_M]})
     step.log_table("positions.parquet", pa.table(columns))
-    mlflow.log_figure(
-        report.curves(diagnostics.mean_curves(measured), diagnostics.EVAL_TEMPERATURES), "figures/curves.png"
-    )
+    mlflow.log_figure(report.curves(curves, diagnostics.EVAL_TEMPERATURES), "figures/curves.png")
     mlflow.log_figure(report.changes(found["changes"]), "figures/changes.png")
     mlflow.log_metrics({"num_texts": found["num_texts"], "num_positions": found["num_positions"]})
     for row in found["changes"]:
