@@ -249,6 +249,227 @@ def comparison(
     return "\n".join(lines)
 
 
+def curves(by_name: Mapping[str, Mapping[str, Sequence[Estimate]]], temperatures: Sequence[float]) -> Figure:
+    """The paper's curves, and the entropy at locks and at forks: a colour for each model, bands 95%."""
+    figure, panels = plt.subplots(2, 3, figsize=(WIDTH_INCHES * 1.7, 7), layout="constrained")
+    shown = {
+        "cumulative_mass": ("mass of the likeliest tokens, by rank", "cumulative mass"),
+        "num_surviving": ("tokens that truncation leaves", "tokens"),
+        "entropy_left": ("entropy after truncation", "nats"),
+        "entropy_left 0": ("the same, by mass of the base's first 20 tokens", "nats"),
+        "entropy_left at locks": ("the same, at locks", "nats"),
+        "entropy_left at forks": ("the same, at forks", "nats"),
+    }
+    for axes, (prefix, (title, ylabel)) in zip(panels.flat, shown.items()):
+        names = [name for name in by_name if name == prefix or (prefix[-1] == "0" and name.startswith(prefix))]
+        for name, style in zip(names, ("-", "--", "-.", ":")):
+            for number, (model, points) in enumerate(by_name[name].items()):
+                x = range(1, len(points) + 1) if prefix == "cumulative_mass" else temperatures
+                label = f"{model}, {name.removeprefix('entropy_left ')}" if len(names) > 1 else model
+                colour, width = ("black", 1) if number == 0 else (f"C{number}", 2.5)  # equal lines stay both visible
+                axes.plot(x, [p.value for p in points], style, color=colour, label=label, lw=width, zorder=3 - number)
+                bounds = [point.ci_low for point in points], [point.ci_high for point in points]
+                axes.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="evaluation temperature", ylabel=ylabel)
+        if names:
+            axes.legend(fontsize="small")
+    panels[0, 0].set(
+        xscale="log", xlabel="rank of the token", xticks=(ranks := (1, 2, 5, 10, 20, 50)), xticklabels=ranks
+    )
+    return _closed(figure)
+
+
+def changes(rows: Sequence[Mapping]) -> Figure:
+    """What training changed in each group of positions, by model, with intervals over problems."""
+    shown = {
+        "kept_mass": "kept mass (points)",
+        "top_1": "likeliest token (points)",
+        "tail_mass": "mass of the base's tail (points)",
+        "entropy": "entropy (0.01 nats)",
+    }
+    rows = [row for row in rows if row["against"] == "base" and row["quantity"] in shown]
+    names, models = list(dict.fromkeys(r["group"] for r in rows)), list(dict.fromkeys(r["model"] for r in rows))
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(WIDTH_INCHES * 1.6, 1.2 + 0.35 * len(names)), sharey=True, layout="constrained"
+    )
+    for axes, (quantity, label) in zip(panels, shown.items()):
+        for row in rows:
+            if row["quantity"] == quantity:
+                number, estimate = models.index(row["model"]), row["estimate"]
+                height = names.index(row["group"]) + 0.2 * (number - (len(models) - 1) / 2)
+                axes.plot([100 * estimate.ci_low, 100 * estimate.ci_high], [height] * 2, color=f"C{number + 1}", lw=3)
+                axes.plot(100 * estimate.value, height, "o", markersize=4, color=f"C{number + 1}")
+        axes.axvline(0, color="grey", linestyle=":")
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for number, model in enumerate(models):
+        panels[0].plot([], [], "o-", color=f"C{number + 1}", label=f"{model} - base")
+    figure.legend(loc="outside upper center", ncols=len(models), fontsize="small")
+    return _closed(figure)
+
+
+def mechanism(found: Mapping) -> str:
+    """What the mechanism was, of a diagnosis, in sentences."""
+    table = {(r["group"], r["quantity"], r["model"], r["against"]): r for r in found["changes"]}
+    sentences = "".join(f"\n- {sentence}" for sentence in _mechanism(found, table, _trained(found)))
+    return (
+        f"{found['num_texts']:,} texts of {found['num_problems']:,} problems, {found['num_positions']:,} positions; "
+        f"training truncation {found['truncation']}. Intervals are 95%, over problems.\n{sentences}"
+    )
+
+
+def diagnosis(found: Mapping) -> str:
+    """The page of a diagnose run: the mechanism, then the tables that say so."""
+    table = {(r["group"], r["quantity"], r["model"], r["against"]): r for r in found["changes"]}
+    trained = _trained(found)
+    share = {group: count / found["num_positions"] for group, count in found["positions"].items() if count}
+    lines = [
+        mechanism(found),
+        "",
+        "| positions | share | " + " | ".join(f"{n}: kept mass | top-1 | entropy, 0.01 nats" for n in trained) + " |",
+        "| --- | ---: |" + " --- |" * 3 * len(trained),
+    ]
+    for group, of_all in share.items():
+        cells = [
+            points(table[group, quantity, name, "base"]["estimate"]) if (group, quantity, name, "base") in table else ""
+            for name in trained
+            for quantity in ("kept_mass", "top_1", "entropy")
+        ]
+        lines.append(f"| {group} | {of_all:.1%} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Changes against base, in points. A rival has at least {rival_ratio:g} of the mass of the likeliest token in "
+        "the base. Certain: no rival, all else below {least_tail:g}. Lock: no rival. Fork: rivals. Diffuse: likeliest "
+        "and rivals hold less than {least_head_mass:g}. These four are all positions; strict lock (the same likeliest "
+        "token) and swap (another) are chosen by what training did there.".format(**found["rules"]),
+        "",
+        "What each class adds to the change of the loss, in nats a 1,000 positions:",
+        "",
+        "| class | " + " | ".join(f"{name}: support | reshaping | alignment" for name in trained) + " |",
+        "| --- |" + " --- |" * 3 * len(trained),
+    ]
+    loss = {(row["class"], row["term"], row["model"], row["against"]): row["estimate"] for row in found["loss"]}
+    for group in (name for name in dict.fromkeys(row["class"] for row in found["loss"]) if name in share):
+        terms = [(term, name) for name in trained for term in ("support", "reshaping", "alignment")]
+        lines.append(
+            f"| {group} | {' | '.join(_signed(loss[group, term, name, 'base'], 1000) for term, name in terms)} |"
+        )
+    if "gains" in found:
+        rows = {(r["where"], r["value"], r["model"], r["against"]): r for r in found["gains"]}
+        pairs = list(dict.fromkeys(key[2:] for key in rows))
+        lines += [
+            "",
+            "What the base would gain if a model drew, in its place, these positions alone: accuracy in points, ",
+        ]
+        lines[-1] += "tokens a text (the base's own texts, reweighted; - where too few would count):"
+        lines += ["", "| positions | " + " | ".join(f"{model} - {against}" for model, against in pairs) + " | tokens, "]
+        lines[-1] += " | ".join(f"{model} - {against}" for model, against in pairs) + " | effective texts |"
+        lines += ["| --- |" + " --- |" * 2 * len(pairs) + " ---: |"]
+        for where in dict.fromkeys(row["where"] for row in found["gains"]):
+            if found["positions"].get(where) == 0:
+                continue
+            right, tokens = ([rows.get((where, value, *pair)) for pair in pairs] for value in ("accuracy", "tokens"))
+            cells = [points(row["estimate"]) if row and row["estimate"] else "-" for row in right]
+            cells += [_signed(row["estimate"]) if row["estimate"] else "-" for row in tokens]
+            lines.append(f"| {where} | {' | '.join(cells)} | {min(row['effective_texts'] for row in tokens):,.0f} |")
+    if "truth" in found:
+        counts, scores = found["truth"]["counts"], found["truth"]["scores"]
+        classes = list(next(iter(counts.values())))
+        lines += ["", "What the positions really are, and how they were classed:", ""]
+        lines += [
+            f"| truth | {' | '.join(classes)} | precision | recall |",
+            "| --- |" + " ---: |" * len(classes) + " --- | --- |",
+        ]
+        for kind, row in counts.items():
+            of = [percent(each) for each in scores[kind].values()] if kind in scores else ["", ""]
+            lines.append(f"| {kind} | {' | '.join(f'{row[name]:,}' for name in classes)} | {' | '.join(of)} |")
+    lines += ["", "| texts of | texts | tokens a text | outcomes |", "| --- | ---: | --- | --- |"]
+    for row in found["carriers"]:
+        outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(row["outcomes"].items()))
+        tokens = row["tokens"]
+        shown = f"{tokens.value:,.1f} [{tokens.ci_low:,.1f}, {tokens.ci_high:,.1f}]"
+        lines.append(f"| {row['arm']} | {row['num_texts']:,} | {shown} | {outcomes} |")
+    return "\n".join(lines)
+
+
+def _trained(found: Mapping) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in found["changes"] if row["against"] == "base"))
+
+
+def _mechanism(found: Mapping, table: Mapping, trained: Sequence[str]) -> list[str]:
+    """Sentences: how much is tail compression at locks, what forks keep, shorter thinking, what the control has too."""
+    pairs = [(name, "base") for name in trained] + [("model", "control")] * ("control" in trained)
+
+    def said(group: str, quantity: str, factor: float) -> str:
+        rows = [(f"{a} - {b}", table[group, quantity, a, b]["estimate"]) for a, b in pairs]
+        return "; ".join(f"{pair} {_signed(estimate, factor)}" for pair, estimate in rows)
+
+    def before(group: str, quantity: str) -> Estimate:
+        return table[group, quantity, "model", "base"]["before"]
+
+    sentences, known = [], {key[:2] for key in table}
+    if ("lock", "kept_mass") in known:
+        sentences.append(
+            f"**Tail compression at locks:** training keeps {percent(before('lock', 'kept_mass'))} of the base's mass "
+            f"there; change in points, {said('lock', 'kept_mass', 100)}."
+        )
+    if ("fork", "kept_mass") in known:
+        sentences.append(
+            f"**Forks:** training keeps {percent(before('fork', 'kept_mass'))}; change in points, "
+            f"{said('fork', 'kept_mass', 100)}. The likeliest token has {percent(before('fork', 'top_1'))}; change in "
+            f"points, {said('fork', 'top_1', 100)}. The entropy is {_nats(before('fork', 'entropy'))} nats; change, "
+            f"{said('fork', 'entropy', 1)}."
+        )
+    loss = {(row["class"], row["term"], row["model"], row["against"]): row["estimate"] for row in found["loss"]}
+    parts = {"all": ("all", "loss"), "support compression": ("all", "support"), "of it at locks": ("lock", "support")}
+    sentences.append(
+        "**Loss** against what training keeps, nats a 1,000 positions: "
+        + "; ".join(
+            f"{name} - base "
+            + ", ".join(f"{part} {_signed(loss[(*key, name, 'base')], 1000)}" for part, key in parts.items())
+            for name in trained
+        )
+        + "."
+    )
+    for quantity, name in (("end_of_thinking", "Shorter thinking"), ("self_correction", "Self-correction")):
+        if ("thinking", quantity) in known:
+            what = "an end of the thinking" if quantity == "end_of_thinking" else "a word such as 'Wait'"
+            sentences.append(
+                f"**{name}:** on the same texts the base gives {what} {percent(before('thinking', quantity))} at each "
+                f"token of the thinking; change in points, {said('thinking', quantity, 100)}."
+            )
+    gains = {(r["where"], r["value"], r["model"], r["against"]): r["estimate"] for r in found.get("gains", ())}
+    if ("everywhere", "accuracy", "model", "base") not in gains:
+        sentences.append(
+            "**Accuracy:** no text is a graded one that this base drew at temperature 1 without truncation, so what "
+            "these changes are worth cannot be told."
+        )
+    shown = ("everywhere", "lock", "fork", "end of thinking")
+    for value, what in (("accuracy", "Accuracy, in points"), ("tokens", "Tokens a text")):
+        for name in trained if ("everywhere", value, "model", "base") in gains else ():
+            of = {part: gains.get((part, value, name, "base")) for part in shown}
+            told = ", ".join(
+                f"{part} {_signed(each, 100 if value == 'accuracy' else 1)}" for part, each in of.items() if each
+            )
+            sentences.append(
+                f"**{what}**, at temperature 1, where it draws these positions in the base's place: {name} - base "
+                f"{told or '(too few texts would count)'}."
+            )
+    return sentences
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.ci_low:.2f}, {estimate.ci_high:.2f}]"
+
+
+def _signed(estimate: Estimate, factor: float = 1) -> str:
+    """`+1.30 [+1.22, +1.38]`, times `factor`."""
+    value, low, high = (factor * bound for bound in (estimate.value, estimate.ci_low, estimate.ci_high))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def _intervals(labels: Sequence[str], rows: Sequence[Estimate | Difference], xlabel: str) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 1 + 0.3 * len(labels)), layout="constrained")
     _draw_intervals(axes, labels, rows)

@@ -40,7 +40,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.projects").setLevel(logging.WARNING)  # `launch` says in one line what it launches
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values are parameters
-USES_GPU = ("baseline", "sample", "train", "evaluate")  # these log how busy the machine is
+USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose")  # these log how busy the machine is
 WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
 LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
@@ -299,11 +299,12 @@ def jsonable(content: Any) -> Any:
 def _resolve(parameter: str, upstream: str, args: argparse.Namespace) -> str:
     value = getattr(args, parameter)
     samples = getattr(args, "samples", "none")
-    if value == "lab" and parameter == "model":
+    if value == "lab" and parameter in ("model", "base"):
         upstream = "lab/model"
     elif value != LATEST:
         return value
-    elif parameter != "samples" and samples not in ("none", LATEST):  # what those samples were made of
+    elif parameter != "samples" and not hasattr(args, "base") and samples not in ("none", LATEST):
+        # What those samples were made of; a step with a base reads them with other models too.
         if not samples.startswith("runs:/"):
             raise ValueError(f"samples={samples} does not say what it was made of; give {parameter}")
         made_of = run_of(samples).data.params
@@ -312,8 +313,13 @@ def _resolve(parameter: str, upstream: str, args: argparse.Namespace) -> str:
         return resolved
     entry_point, _, artifact = upstream.partition("/")
     runs = finished_runs(entry_point) if value == LATEST else []
-    own = getattr(args, "arm", "ssd")  # a control is never meant, unless the step's own arm is one
+    # A control is never meant, unless the step's own arm is one or the parameter says so.
+    own = "control" if parameter == "control" else getattr(args, "arm", "ssd")
     runs = [run for run in runs if (run.data.tags.get("arm", own) == "control") == (own == "control")]
+    if parameter == "control" and not runs:
+        raise ValueError(
+            f"control={value}: no finished {entry_point} of arm control; give runs:/ID/{artifact}, or none"
+        )
     shared = {"seed": args.seed} if hasattr(args, "seed") and "seed" in parameters.defaults(entry_point) else {}
     run_id = runs[0].info.run_id if runs else launch(entry_point, args.preset, shared)
     resolved = f"runs:/{run_id}/{artifact}"
@@ -325,10 +331,11 @@ def _resolve(parameter: str, upstream: str, args: argparse.Namespace) -> str:
 def _base_model(args: argparse.Namespace, inputs: Mapping[str, str]) -> str:
     """The model that the lineage of every input began with; two of them are refused."""
     found: dict[str, str] = {}
-    for parameter in inputs:
-        value = getattr(args, parameter)
+    beginning = "base" if hasattr(args, "base") else "model"  # what needs no lineage, as it may begin one
+    named = [(parameter, value) for parameter in inputs for value in getattr(args, parameter).split(",")]
+    for parameter, value in named:
         tags = run_of(value).data.tags if value.startswith("runs:/") else {}
-        if tags.get("step") == "lab" or (parameter == "model" and "ssd.base_model" not in tags):
+        if tags.get("step") == "lab" or (parameter == beginning and "ssd.base_model" not in tags):
             found.setdefault(value, f"{parameter}={value}")
         elif tags.get("ssd.base_model"):
             found.setdefault(tags["ssd.base_model"], f"{parameter}={value}")

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import operator
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ssd.records import Problem
@@ -152,6 +153,25 @@ def work(task: Task, rng: random.Random, style: Style, error_rate: float = ERROR
         value = _digit(OPERATIONS[name](value, digit) % MODULUS, broken, rng)
         written.append(f"{STEPS[name]}{digit}{style.relation}{value}")
     return f"{''.join(written)}{THOUGHT_END}{value}}}"
+
+
+def kinds(tokens: Sequence[str]) -> list[str]:
+    """What each token of a response is in this world, whose texts are one token each.
+
+    `fork`: the first token, which guesses or chooses a style. `lock`: a result, one right digit and six that are an
+    error. `guess`: the boxed digit of a guess, which nobody has worked out. `given`: all else; what stands before it
+    leaves one right token.
+    """
+    relations = {style.relation for style in STYLES}
+    guessed = tokens[0] == GUESS
+    before = ["", *tokens[:-1]]
+    return [
+        "fork" if index == 0
+        else "lock" if before[index] in relations
+        else "guess" if guessed and before[index] == "\\boxed{"
+        else "given"
+        for index in range(len(tokens))
+    ]  # fmt: skip
 
 
 def fragments() -> list[str]:

@@ -291,6 +291,35 @@ def of_problems(
     return Estimate(value, clustered_se(values_P, clusters_P), interval.low, interval.high, len(values_P))
 
 
+def of_clusters(sums_C: ArrayLike, sizes_C: ArrayLike, confidence: float = 0.95) -> Estimate:
+    r"""Mean over all members of clusters of unequal size, such as the positions of each problem's texts.
+
+    .. math:: \bar x = \frac{\sum_c x_c}{\sum_c m_c}, \qquad
+              SE^2 = \frac{G}{G-1} \frac{\sum_c (x_c - m_c \bar x)^2}{(\sum_c m_c)^2}, \qquad
+              \bar x \pm t_{G-1} \, SE
+
+    with x_c the sum and m_c the number of members of cluster c. `n` counts the G clusters; NaN without any.
+
+    References
+    ----------
+    Cochran 1977, "Sampling Techniques", eq. 6.13 and section 9A.2 (a ratio of two totals).
+
+    Examples
+    --------
+    >>> [round(x, 3) for x in of_clusters([3.0, 1.0, 8.0], [3, 1, 4])]
+    [1.5, 0.306, 0.183, 2.817, 3]
+    """
+    sums_C, sizes_C = np.asarray(sums_C, dtype=float), np.asarray(sizes_C, dtype=float)
+    num_clusters, total = len(sums_C), sizes_C.sum()
+    value = float(sums_C.sum() / total) if total > 0 else float("nan")
+    if num_clusters < 2:
+        return Estimate(value, float("nan"), float("nan"), float("nan"), num_clusters)
+    residuals_C = sums_C - sizes_C * value
+    se = float(np.sqrt(num_clusters / (num_clusters - 1) * (residuals_C @ residuals_C)) / total)
+    half = float(special.stdtrit(num_clusters - 1, (1 + confidence) / 2)) * se
+    return Estimate(value, se, value - half, value + half, num_clusters)
+
+
 def clustered_se(values_P: NDArray, clusters_P: ArrayLike | None = None) -> float:
     r"""Standard error of the mean of `values_P`, whose clusters are independent; the formula stands in `mean`.
 

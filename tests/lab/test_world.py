@@ -144,3 +144,16 @@ def test_a_trained_folder_loads_and_its_training_rows_are_the_rendered_prompts(t
 def test_training_for_no_step_is_refused(tmp_path):
     with pytest.raises(ValueError, match="num_steps is 0"):
         model.train(tmp_path, num_steps=0)
+
+
+def test_kinds_name_the_fork_the_locks_and_the_guessed_digit():
+    rng = random.Random(7)
+    task = world.Task("lab-chain", "", 3, (("plus", 1), ("times", 2)))
+    worked = WORDS.tokenize(world.work(task, rng, world.STYLES[2], error_rate=0.5))
+    kinds = world.kinds(worked)
+    assert worked[:5] == ["Take ", "3", "; plus ", "1", " = "]
+    assert [index for index, kind in enumerate(kinds) if kind == "lock"] == [5, 9]
+    assert kinds[0] == "fork" and set(kinds[10:]) == {"given"}
+    guessed = WORDS.tokenize(world.guess(task, rng))
+    assert [kind for kind in world.kinds(guessed) if kind != "given"] == ["fork", "guess"]
+    assert world.kinds(guessed)[-2] == "guess"  # the digit, before the closing brace

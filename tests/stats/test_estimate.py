@@ -223,3 +223,40 @@ def test_labels_that_do_not_fit_and_odd_confidence_are_refused():
         estimate.mean([[1], [0]], confidence=95)
     with pytest.raises(ValueError, match="proportion"):
         estimate.wilson(1.2, 10)
+
+
+def unequal_clusters(rng: np.random.Generator, num_clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and cluster labels: sizes from 1 to 40, longer clusters with lower values, members alike within one."""
+    sizes = rng.integers(1, 41, num_clusters)
+    means = rng.normal(1 - sizes / 40, 0.5)
+    labels = np.repeat(np.arange(num_clusters), sizes)
+    return means[labels] + rng.normal(0, 1, len(labels)), labels
+
+
+def test_the_mean_over_clusters_of_unequal_size_is_that_of_a_cluster_robust_regression():
+    values, labels = unequal_clusters(np.random.default_rng(0), 50)
+    found = estimate.of_clusters(np.bincount(labels, values), np.bincount(labels))
+    fit = sm.OLS(values, np.ones(len(values))).fit(
+        cov_type="cluster", cov_kwds={"groups": labels, "df_correction": True}, use_t=True
+    )
+    # statsmodels multiplies by (N - 1) / (N - k) too, which is 1 for a mean.
+    assert [found.value, found.se] == pytest.approx([fit.params[0], fit.bse[0]])
+    assert [found.ci_low, found.ci_high] == pytest.approx(fit.conf_int()[0].tolist())
+    assert found.n == 50
+
+
+def test_the_interval_over_clusters_of_unequal_size_covers():
+    rng = np.random.default_rng(1)
+    sizes = np.arange(1, 41)
+    true = (sizes * (1 - sizes / 40)).sum() / sizes.sum()
+    covered = []
+    for _ in range(2000):
+        values, labels = unequal_clusters(rng, 80)
+        found = estimate.of_clusters(np.bincount(labels, values), np.bincount(labels))
+        covered.append(found.ci_low <= true <= found.ci_high)
+    assert 0.93 <= np.mean(covered) <= 0.965
+
+
+def test_one_cluster_has_no_interval():
+    found = estimate.of_clusters([3.0], [2])
+    assert found.value == 1.5 and np.isnan([found.se, found.ci_low, found.ci_high]).all()
