@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+import transformers
 import trl
 
 from ssd import models, prompts
@@ -179,6 +180,38 @@ def test_two_processes_train_as_one_does(lab_model, samples, tmp_path):
     ours, theirs = (models.load_weights(str(saved[n][-1][1]), torch.float32).state_dict() for n in (1, 2))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_vision_tower_is_kept_and_stays_as_it_was(lab_model, tmp_path, lora_rank):
+    """A tiny model of Qwen3.5's own class, trained on its own samples, is saved whole."""
+    tokenizer = models.load_tokenizer(lab_model)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "max_position_embeddings": 512, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    vision |= {"patch_size": 4, "num_position_embeddings": 16}
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    model, base = transformers.Qwen3_5ForConditionalGeneration(config).bfloat16(), str(tmp_path / "base")
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    problems = world.problems(16, seed=3)
+    rendered = [prompts.render(tokenizer, problem.problem) for problem in problems]
+    requests = requests_for(problems, rendered, Decoding(max_tokens=12), 1, 0)
+    dataset = rows(list(open_engine("transformers", base, requests).generate(requests)), 256).dataset
+    settings = SETTINGS | {"lora_rank": lora_rank}
+    *_, (_, folder) = train(base, dataset, tmp_path / "run", global_batch_size=8, on_log=lambda *_: None, **settings)
+    trained = models.load_weights(str(folder), torch.bfloat16)
+    assert type(trained).__name__ == "Qwen3_5ForConditionalGeneration"
+    before, after = model.state_dict(), trained.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert "language_model" in changed and "visual" not in changed
 
 
 @pytest.mark.slow
