@@ -6,6 +6,7 @@ machines share it and a killed one's trial is taken up again.
 """
 
 import contextlib
+import functools
 import math
 import os
 import socket
@@ -46,12 +47,12 @@ class Space(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What became of a trial: correct_PS on the first len(correct_PS) problems, its tokens, its run, more to remember."""
+    """What became of a trial: correct_PS of the first len(correct_PS) problems; its tokens and run; `notes` to keep."""
 
     correct_PS: NDArray
     num_tokens: int
     run_id: str = ""
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] | None = None
 
 
 class Trial(NamedTuple):
@@ -121,21 +122,26 @@ def race(measure: Callable[[int], NDArray], best_PS: NDArray | None, sizes: Sequ
     this look, is compared with 0. A trial that is as good as `best_PS` is stopped with chance `alpha` at most, where
     `best_PS` was not itself picked for its luck.
     """
-    confidence_J = 2 * special.ndtr(sequential.bounds(np.array(sizes) / sizes[-1], alpha)) - 1
-    for size, confidence in zip(sizes, confidence_J):
+    for size, confidence in zip(sizes, _confidences(tuple(sizes), alpha)):
         correct_PS = measure(size)
         if best_PS is not None and size < sizes[-1]:
-            difference = compare.paired(correct_PS, best_PS[:size], confidence=float(confidence), num_permutations=1)
+            difference = compare.paired(correct_PS, best_PS[:size], confidence=confidence, num_permutations=1)
             if difference.ci_high < 0:
                 break
     return correct_PS
 
 
+@functools.cache
+def _confidences(sizes: tuple[int, ...], alpha: float) -> list[float]:
+    """Two-sided confidence at each part whose upper end is that of a one-sided test at the spending bound."""
+    return (2 * special.ndtr(sequential.bounds(np.array(sizes) / sizes[-1], alpha)) - 1).tolist()
+
+
 class Sampler(optuna.samplers.BaseSampler):
     """The next trial: where a surface through all trials, each with its own noise, is expected to improve the most.
 
-    The first trials fill the space. Trials that other workers are at count as if they had come out as expected. Optuna's
-    own samplers take a trial on 60 problems for as sure as one on 1,000 (`benchmarks/search.py` has the cost of that).
+    The first trials fill the space. Trials that other workers are at count as if they had come out as expected.
+    Optuna's own samplers take a trial on 60 problems for as sure as one on 1,000.
     """
 
     def __init__(self, space: Space, seed: int):
@@ -320,8 +326,7 @@ def _is_alive(trial: FrozenTrial) -> bool:
         except ProcessLookupError:
             return False
         except PermissionError:
-            return True
-        return True
+            pass
     seen_at = trial.user_attrs.get("seen_at", trial.datetime_start.timestamp())
     return time.time() - seen_at < DEAD_AFTER_S
 

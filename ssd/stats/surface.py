@@ -12,7 +12,7 @@ from scipy import linalg, optimize, special
 
 from ssd.stats.estimate import outcomes
 
-# Priors, log-normal, wide: pass@1 varies by some 5 points over a search space, within about half of each setting's range.
+# Priors, log-normal and wide: pass@1 varies by some 5 points, within about half of each setting's range.
 SCALE, SCALE_SPREAD = 0.05, 0.75
 LENGTH, LENGTH_SPREAD = 0.5, 1.0
 JITTER = 1e-8
