@@ -104,6 +104,11 @@ def _distribution(path: str, name: str, given: Any) -> BaseDistribution:
         raise ValueError(f"space={path}: {name}: {given} is neither {{low, high, log}} nor a list ({error})") from error
 
 
+def corner(space: Space) -> dict[str, Any]:
+    """The settings of `space` at their highest, what is off left off: an engine that honours them honours the rest."""
+    return _from_unit(space.settings, np.ones(len(space.settings)))
+
+
 def nested(problems: Sequence[Problem], seed: int) -> tuple[list[Problem], list[int]]:
     """`problems` in an order whose beginnings are parts, each proportional to source and level, and the parts' sizes.
 
