@@ -31,7 +31,9 @@ from ssd import splits
 from ssd.records import Problem
 from ssd.stats import compare, sequential, surface
 
-ALPHA = 0.1  # chance that a trial as good as the best one is stopped, over all looks together
+# Chance that a trial as good as the best one is stopped, over all looks together: large, since to lose an equal costs
+# nothing, and what it would have taken pays for other trials.
+ALPHA = 0.3
 MIN_PART = 50  # problems of the first look
 NUM_CANDIDATES = 1000  # settings among which the next trial is chosen
 HEARTBEAT_S, DEAD_AFTER_S = 30.0, 300.0
@@ -81,6 +83,10 @@ def load_space(path: str) -> dict[str, Space]:
     if not Path(path).is_file():
         raise ValueError(f"space={path}: no such file; give a YAML file of settings by family, as in presets/spaces")
     families = yaml.safe_load(Path(path).read_text())
+    if not isinstance(families, dict) or not all(
+        isinstance(each, dict) and "settings" in each for each in families.values()
+    ):
+        raise ValueError(f"space={path} does not hold settings by family, as the files in presets/spaces do")
     found = {}
     for family, content in families.items():
         settings = {name: _distribution(path, name, given) for name, given in content["settings"].items()}
