@@ -1,6 +1,8 @@
 """Samples that a search takes to come within 1 point of the best cell of a published grid: ours, TPE, random, the grid.
 
 Run: python -m benchmarks.search [--repetitions 200] [--jobs 2]
+     python -m benchmarks.search --lab MODEL [--trials 16]: instead, on a model of the lab, the search against an
+     exhaustive grid, the winners of both measured again on other problems.
 
 The truth is a smooth surface fitted to published pass@1 (LiveCodeBench by training and evaluation temperature, arXiv
 2604.01193, section 3.4; math by temperature, min-p and presence penalty, the first port's baselines), and a trial draws
@@ -18,7 +20,10 @@ import math
 import multiprocessing
 import os
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +31,11 @@ import optuna
 from optuna.distributions import FloatDistribution
 from scipy import special
 
-from ssd import search
+from ssd import grading, report, sampling, search
+from ssd.engines import Decoding
+from ssd.lab import world
 from ssd.search import Attempt, Space
+from ssd.stats import compare, estimate
 
 NUM_PROBLEMS = 1000
 WITHIN = 0.01
@@ -191,16 +199,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--lab", metavar="MODEL")
+    parser.add_argument("--trials", type=int, default=16)
     arguments = parser.parse_args()
+    if arguments.lab:
+        return against_the_labs_grid(arguments.lab, arguments.trials)
     met = True
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         for (number, world), is_paired in itertools.product(enumerate(worlds()), (False, True)):
-            met &= report(pool, number, world, is_paired, arguments.repetitions)
+            met &= compared(pool, number, world, is_paired, arguments.repetitions)
     print(f"targets {'met' if met else 'NOT met'}")
     return 0 if met else 1
 
 
-def report(pool, number: int, world: World, is_paired: bool, repetitions: int) -> bool:
+def compared(pool, number: int, world: World, is_paired: bool, repetitions: int) -> bool:
     truths = world.truth(np.array(world.cells))
     full = len(world.cells) * NUM_PROBLEMS
     budgets = [budget for budget in BUDGETS if budget <= full]
@@ -214,6 +226,8 @@ def report(pool, number: int, world: World, is_paired: bool, repetitions: int) -
     for method in METHODS:
         jobs = [(number, is_paired, method, seed) for seed in range(repetitions)]
         found[method] = np.array(pool.map(losses, jobs, chunksize=4))[:, : len(budgets)]
+    # Before a method's first trial, and beyond what ours spends, there is nothing to average.
+    warnings.simplefilter("ignore", RuntimeWarning)
     share_of = {method: np.nanmean(np.where(np.isnan(rows), np.nan, rows <= WITHIN), axis=0)
                 for method, rows in found.items()}  # fmt: skip
     goal = share_of["full grid"][-1]
@@ -239,6 +253,59 @@ def is_worse(mine_R: np.ndarray, random_R: np.ndarray) -> bool:
     """Whether more is lost, by more than the simulation's error (one-sided, 97.5%)."""
     difference_R = mine_R - random_R
     return bool(np.nanmean(difference_R) > 1.96 * np.nanstd(difference_R) / math.sqrt(len(difference_R)))
+
+
+LAB_GRID = {
+    "temperature": {"temperature": (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0), "top_k": (0, 2, 3, 5),
+                    "top_p": (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)},
+    "min-p": {"temperature": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), "min_p": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)},
+    "temperature-last": {"temperature": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), "temperature_last": (True,),
+                         "top_p": (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)},
+}  # fmt: skip
+NUM_CHOOSING, NUM_AGAIN, N, N_AGAIN = 300, 2000, 2, 4
+
+
+def against_the_labs_grid(model: str, num_trials: int) -> int:
+    problems = world.problems(NUM_CHOOSING + NUM_AGAIN, seed=99)
+    choosing, others = problems[:NUM_CHOOSING], problems[NUM_CHOOSING:]
+    choosing, sizes = search.nested(choosing, seed=0)
+    sampler = sampling.Sampler(model, "transformers", "benchmark")
+    spaces = search.load_space("presets/spaces/lab.yaml")
+    print("| family | method | samples to choose | chosen | pass@1 on others | ours - grid, points |")
+    print("| --- | --- | ---: | --- | --- | --- |", flush=True)
+    met = True
+    with tempfile.TemporaryDirectory() as folder:
+
+        def measure(params: dict, part: list, n: int, seed: int) -> np.ndarray:
+            decoding = Decoding(max_tokens=48, **params)
+            name = f"{seed} {decoding}"
+            found = sampler.generate(part, {name: decoding}, n, seed, Path(folder))[name].samples
+            right = {(g.problem_id, g.sample_index): g.outcome == "right" for g in grading.grade(found, part, True)}
+            return np.array([[right[problem.problem_id, s] for s in range(n)] for problem in part], float)
+
+        def attempt(_, params, best_PS):
+            correct_PS = search.race(lambda m: measure(params, choosing[:m], N, 1), best_PS, sizes, search.ALPHA)
+            return Attempt(correct_PS, N * len(correct_PS))
+
+        for family, axes in LAB_GRID.items():
+            cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+            grid_best = max(cells, key=lambda cell: measure(cell, choosing, N, 0).mean())
+            study = search.open_study(optuna.storages.InMemoryStorage(), family, spaces[family], seed=0)
+            trials = search.run(study, spaces[family], num_trials, attempt)
+            our_best = search.choose(trials, spaces[family]).params
+            samples = {"grid": len(cells) * NUM_CHOOSING * N, "ours": sum(t.attempt.num_tokens for t in trials)}
+            chosen = {"grid": grid_best, "ours": our_best}
+            again = {name: measure(params, others, N_AGAIN, 2) for name, params in chosen.items()}
+            difference = compare.paired(again["ours"], again["grid"])
+            met &= difference.value >= -WITHIN
+            for name, params in chosen.items():
+                value = report.percent(estimate.mean(again[name]))
+                shown = report.points(difference) if name == "ours" else ""
+                print(
+                    f"| {family} | {name} | {samples[name]:,} | {Decoding(**params)} | {value} | {shown} |", flush=True
+                )
+    print(f"\nours at most {100 * WITHIN:g} point below the grid's in every family: {'met' if met else 'NOT met'}")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

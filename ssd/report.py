@@ -142,7 +142,7 @@ def study(of: "Study") -> dict[str, Figure]:
     varied = [name for name in trials[0].params if len({str(trial.params[name]) for trial in trials}) > 1]
     figures = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore")  # that these figures are experimental, or few trials say nothing of importance
         for name, draw, least in (
             ("parallel-coordinates", drawn.plot_parallel_coordinate, 1),
             ("contour", drawn.plot_contour, 2),

@@ -221,10 +221,9 @@ def choose(trials: Sequence[Trial], space: Space) -> Trial:
     return trials[int(np.argmax(surface.fit(x_TD, y_T, variance_T).at(x_TD)[0]))]
 
 
-def tokens_saved(trials: Sequence[Trial]) -> int:
-    """Tokens that the stopped trials would have taken on the rest of the problems, at their tokens a problem so far."""
-    longest = max(len(trial.attempt.correct_PS) for trial in trials)
-    return round(sum(t.attempt.num_tokens * (longest / len(t.attempt.correct_PS) - 1) for t in trials))
+def tokens_saved(trials: Sequence[Trial], num_problems: int) -> int:
+    """Tokens that stopped trials would have taken on the rest of `num_problems`, at their tokens a problem so far."""
+    return round(sum(t.attempt.num_tokens * (num_problems / len(t.attempt.correct_PS) - 1) for t in trials))
 
 
 def open_study(storage: optuna.storages.BaseStorage, name: str, space: Space, seed: int) -> Study:

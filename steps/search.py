@@ -46,7 +46,7 @@ def run(step: tracking.Step) -> None:
                 raise ValueError(f"space={args.space} has no {family}, which target=ssd searches; add it")
         studies, trials, again = _ssd(step, storage, spaces)
     _adopt(step, [*(trial for of in trials.values() for trial in of), *again.values()])
-    _write(step, studies, spaces, trials, again)
+    _write(step, studies, trials, again)
 
 
 def _decode(step: tracking.Step, storage, spaces: dict[str, Space]):
@@ -96,7 +96,8 @@ def _ssd(step: tracking.Step, storage, spaces: dict[str, Space]):
                 arm="ssd-search",
             )
             num_tokens = sum(trial.attempt.num_tokens for trial in trials)
-            notes = {"model": trained, "decoding": best.params}
+            saved = search.tokens_saved(trials, measured.sizes[-1])
+            notes = {"model": trained, "decoding": best.params, "num_tokens_saved": saved}
             return Attempt(best.attempt.correct_PS, num_tokens, run.info.run_id, notes)
 
     trials = search.run(study, spaces[TRAINING], args.trainings, attempt)
@@ -138,7 +139,8 @@ class _Measured:
     ):  # fmt: skip
         args = step.args
         choosing = records.read(step.path("problems"), Problem)
-        problems_uri, self.seed, self.folder = args.problems, args.seed + confirms, step.work / folder
+        problems_uri, self.seed = args.problems, args.seed + confirms
+        self.folder = step.work / (folder or ("again" if confirms else "trials"))
         self.problems, self.sizes = search.nested(choosing, args.seed)
         if confirms:
             known = {problem.problem_id for problem in choosing}
@@ -162,7 +164,7 @@ class _Measured:
 
         def attempt(folder: str, params: dict[str, Any], best_PS) -> Attempt:
             decoding, graded, drawn = _decoding(args, params), {}, []
-            name = f"{family}-{folder}{'-again' if len(self.sizes) == 1 else ''}"
+            name = f"{family}-{folder}"
 
             def measure(num_problems: int) -> np.ndarray:
                 part = self.problems[:num_problems]
@@ -173,7 +175,8 @@ class _Measured:
                 drawn[:] = [generated]
                 return np.array([[g.outcome == "right" for g in graded[problem.problem_id]] for problem in part], float)
 
-            standard = max((each for each in (best_PS, to_beat_PS) if each is not None), key=np.mean, default=None)
+            complete = [each for each in (best_PS, to_beat_PS) if each is not None and len(each) == self.sizes[-1]]
+            standard = max(complete, key=np.mean, default=None)
             correct_PS = search.race(measure, standard, self.sizes, search.ALPHA)
             part = self.problems[: len(correct_PS)]
             wanted = {problem.problem_id for problem in part}
@@ -184,7 +187,7 @@ class _Measured:
                 stopped = len(correct_PS) < self.sizes[-1]
                 mlflow.set_tags({"family": family, "trial": folder, "stopped": str(stopped).lower()})
             num_tokens = sum(len(sample.token_ids) for sample in generated.samples)
-            return Attempt(correct_PS, num_tokens, run.info.run_id, {})
+            return Attempt(correct_PS, num_tokens, run.info.run_id)
 
         return attempt
 
@@ -249,40 +252,41 @@ def _adopt(step: tracking.Step, trials: Sequence[Trial]) -> None:
             client.set_tag(trial.attempt.run_id, "mlflow.parentRunId", step.run_id)
 
 
-def _write(step: tracking.Step, studies, spaces, trials: dict[str, list[Trial]], again: dict[str, Trial]) -> None:
+def _write(step: tracking.Step, studies, trials: dict[str, list[Trial]], again: dict[str, Trial]) -> None:
     args = step.args
-    rows, best, lines = [], {}, []
-    saved = spent = 0
+    bounds = {"": "value", "_ci_low": "ci_low", "_ci_high": "ci_high"}
+    choosing = records.read(step.path("problems"), Problem)
+    rows, best, spent, saved = [], {}, 0, 0
+    table = ["| family | best | pass@1, measured again | problems | trials | stopped early |"]
+    table += ["| --- | --- | --- | ---: | ---: | ---: |"]
     for family, of in trials.items():
         for trial in of:
-            found = estimate.mean(trial.attempt.correct_PS)
-            rows.append({"family": family, "estimate": found, "num_tokens": trial.attempt.num_tokens}
-                        | trial._replace(attempt=trial.attempt._replace(correct_PS=None))._asdict())  # fmt: skip
-        confirmed = estimate.mean(again[family].attempt.correct_PS)
-        notes = again[family].attempt.notes or {}
-        decoding = _decoding(args, again[family].params)
-        best[family] = {"decoding": decoding, "estimate": confirmed, "run_id": again[family].attempt.run_id} | notes
-        num_stopped = sum(trial.stopped for trial in of)
-        lines.append(
+            row = {"family": family, "estimate": estimate.mean(trial.attempt.correct_PS)}
+            rows.append(row | trial._replace(attempt=trial.attempt._replace(correct_PS=None))._asdict())
+        attempt, decoding = again[family].attempt, _decoding(args, again[family].params)
+        confirmed = estimate.mean(attempt.correct_PS)
+        best[family] = {"decoding": decoding, "estimate": confirmed, "run_id": attempt.run_id} | (attempt.notes or {})
+        num_stopped = sum(len(trial.attempt.correct_PS) < len(choosing) for trial in of)
+        table.append(
             f"| {family} | {decoding} | {report.percent(confirmed)} | {confirmed.n:,} | {len(of)} | {num_stopped} |"
         )
+        name = family.replace("-", "_")
+        mlflow.log_metrics({f"{name}_pass_at_1{end}": getattr(confirmed, part) for end, part in bounds.items()})
         spent += sum(trial.attempt.num_tokens for trial in of)
-        saved += search.tokens_saved(of)
-        suffix = family.replace("-", "_")
-        bounds = {"": "value", "_ci_low": "ci_low", "_ci_high": "ci_high"}
-        mlflow.log_metrics({f"{suffix}_pass_at_1{end}": getattr(confirmed, part) for end, part in bounds.items()})
+        inner = [trial.attempt.notes["num_tokens_saved"] for trial in of if trial.attempt.notes]
+        saved += sum(inner) if inner else search.tokens_saved(of, len(choosing))
         for name, figure in report.study(studies[family]).items():
             mlflow.log_figure(figure, f"figures/{family}-{name}.png")
     mlflow.log_metrics({"num_trials": len(rows), "num_tokens": spent, "num_tokens_saved": saved})
     step.log_json("trials.json", rows)
     step.log_json("decodings.json", {"candidates": rows, "best": best})
-    table = ["| family | best | pass@1, measured again | problems | trials | stopped early |"]
-    table += ["| --- | --- | --- | ---: | ---: | ---: |", *lines]
-    where = "problems of val and samples" if again and _others(args.problems, set())[1] else "samples"
+    _, others = _others(args.problems, {problem.problem_id for problem in choosing})
     step.describe(
         f"search · {args.target} · {len(rows)} trials",
-        "\n".join(table) + f"\n\nEach estimate is from {where} that did not choose it. {spent:,} tokens were drawn to "
-        f"choose; stopping trials that could no longer win saved about {saved:,} ({saved / (saved + spent):.0%}).",
+        "\n".join(table)
+        + f"\n\nEach estimate is from {'problems of val' if others else 'samples, of the same problems,'} "
+        f"that did not choose it. {spent:,} tokens were drawn to choose; stopping what could no longer win saved about "
+        f"{saved:,} ({saved / (saved + spent):.0%}).",
     )
 
 

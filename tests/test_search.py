@@ -62,7 +62,7 @@ def test_what_cannot_win_is_stopped_early_and_the_tokens_that_saves_are_counted(
     lengths = [len(trial.attempt.correct_PS) for trial in trials]
     assert {50, 200} <= set(lengths) <= set(SIZES)
     assert [trial.stopped for trial in trials] == [length < 200 for length in lengths]
-    assert search.tokens_saved(trials) == sum(10 * (200 - length) for length in lengths)
+    assert search.tokens_saved(trials, 200) == sum(10 * (200 - length) for length in lengths)
 
 
 def test_a_race_ends_where_the_trial_cannot_win_any_more():
@@ -176,14 +176,14 @@ def test_mlflows_storage_is_opened_twice_as_one_study(tmp_path):
 
 @pytest.mark.slow
 def test_workers_share_a_postgresql_study_and_one_that_is_killed_loses_nothing(postgresql, tmp_path):
-    two_workers(f"{postgresql}/two", tmp_path)
+    two_workers(postgresql("two"), tmp_path)
     (tmp_path / "killed").mkdir()
-    dies_twice_and_goes_on(f"{postgresql}/killed", tmp_path / "killed")
+    dies_twice_and_goes_on(postgresql("killed"), tmp_path / "killed")
 
 
 @pytest.fixture
 def postgresql():
-    """URL of a PostgreSQL server with the databases `two` and `killed`, started for this test."""
+    """Gives the URL of a database, `two` or `killed`, on a PostgreSQL server that is started for this test."""
     pytest.importorskip("psycopg2", reason="needs the extra postgres")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
     if found[-1] is None:
@@ -204,20 +204,10 @@ def postgresql():
     try:
         for name in ("two", "killed"):
             call("createdb", "-h", str(folder), "-U", "search", name)
-        yield _Joined(folder)
+        yield lambda name: f"postgresql+psycopg2://search@/{name}?host={folder}"
     finally:
         call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
         shutil.rmtree(folder)
-
-
-class _Joined:
-    """`f"{url}/NAME"` names a database on a server that listens on a socket in a folder alone."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __format__(self, _: str) -> str:
-        return f"postgresql+psycopg2://search@/?host={self.folder}&dbname="
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets/spaces").glob("*.yaml")), ids=lambda path: path.stem)
@@ -328,11 +318,11 @@ def test_every_trial_is_a_run_and_the_winner_is_measured_on_problems_that_did_no
     monkeypatch, run_step, lab_model, sets
 ):
     monkeypatch.setenv("SSD_WORK_DIR", str(sets / "work"))
-    run = run_step("search", model=lab_model, trials=3, **common(sets))
+    run = run_step("search", model=lab_model, trials=2, **common(sets))
     nested = children(run)
     trials = [each for each in nested if each.data.tags["arm"] == "base-search"]
     again = {each.data.tags["arm"]: each for each in nested if each.data.tags["arm"] != "base-search"}
-    assert Counter(each.data.tags["family"] for each in trials) == {"temperature": 3, "temperature-last": 3}
+    assert Counter(each.data.tags["family"] for each in trials) == {"temperature": 2, "temperature-last": 2}
     assert all(each.data.metrics["num_problems"] == 40 and "temperature" in each.data.params for each in trials)
     assert set(again) == {"base-tuned-temperature", "base-tuned-temperature-last"}
     seen = {problem.problem_id for problem in records.read(sets / "quick.parquet", Problem)}
@@ -343,6 +333,7 @@ def test_every_trial_is_a_run_and_the_winner_is_measured_on_problems_that_did_no
         assert artifact(run, "decodings.json")["best"][family]["estimate"]["value"] == pytest.approx(
             confirmed.data.metrics["pass_at_1"]
         )
+    assert {trial["source"] for trial in artifact(run, "trials.json")} == {"test", "search"}
     figures = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "figures")}
     assert {
         f"figures/temperature-{name}.png" for name in ("parallel-coordinates", "contour", "slice", "importance")

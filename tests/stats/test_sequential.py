@@ -24,7 +24,7 @@ def test_each_look_spends_what_is_its_own_by_the_multivariate_normal_distributio
     z_J, spent_J = sequential.bounds(shares, alpha), alpha * np.log(1 + (np.e - 1) * np.array(shares))
     ratio = np.minimum.outer(shares, shares) / np.maximum.outer(shares, shares)
     for j in range(1, len(shares) + 1):
-        never = stats.multivariate_normal(cov=np.sqrt(ratio)[:j, :j]).cdf(z_J[:j], abseps=1e-6, releps=1e-6, rng=0)
+        never = stats.multivariate_normal(cov=np.sqrt(ratio)[:j, :j], seed=0, abseps=1e-6, releps=1e-6).cdf(z_J[:j])
         assert 1 - never == pytest.approx(spent_J[j - 1], abs=2e-4)
 
 
