@@ -148,7 +148,7 @@ def _confidences(sizes: tuple[int, ...], alpha: float) -> list[float]:
     return (2 * special.ndtr(sequential.bounds(np.array(sizes) / sizes[-1], alpha)) - 1).tolist()
 
 
-class Sampler(optuna.samplers.BaseSampler):
+class SurfaceSampler(optuna.samplers.BaseSampler):
     """The next trial: where a surface through all trials, each with its own noise, is expected to improve the most.
 
     The first trials fill the space. Trials that other workers are at count as if they had come out as expected.
@@ -230,7 +230,7 @@ def open_study(storage: optuna.storages.BaseStorage, name: str, space: Space, se
     """The study `name` in `storage`, begun where there is none."""
     # MLflow's storage would begin a second study of the same name.
     find = getattr(storage, "get_study_id_by_name_if_exists", lambda name: None)
-    sampler = Sampler(space, seed)
+    sampler = SurfaceSampler(space, seed)
     if find(name) is not None:
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     return optuna.create_study(

@@ -218,7 +218,7 @@ def _decoding(args, params: dict[str, Any]) -> Decoding:
 
 
 def _storage(step: tracking.Step) -> optuna.storages.BaseStorage:
-    """Where the study is kept: beside the work, in MLflow's tracking store, or in a database that workers share."""
+    """Where the study is kept: in the folder of the work, in MLflow's tracking store, or in a database that workers share."""
     storage = step.args.storage
     if storage == "mlflow":
         from mlflow.optuna.storage import MlflowStorage
@@ -229,7 +229,7 @@ def _storage(step: tracking.Step) -> optuna.storages.BaseStorage:
             "storage holds a password, and runs record their parameters: give it in PGPASSWORD or ~/.pgpass instead, "
             "and delete this run"
         )
-    return search.open_storage(f"sqlite:///{step.work}.db" if storage == "local" else storage)
+    return search.open_storage(f"sqlite:///{step.work}/study.db" if storage == "local" else storage)
 
 
 def _study(step: tracking.Step, storage, family: str, space: Space) -> optuna.Study:
