@@ -218,7 +218,7 @@ def _decoding(args, params: dict[str, Any]) -> Decoding:
 
 
 def _storage(step: tracking.Step) -> optuna.storages.BaseStorage:
-    """Where the study is kept: in the folder of the work, in MLflow's tracking store, or in a database that workers share."""
+    """Where the study is kept: with the work, in the tracking store, or in a database that workers share."""
     storage = step.args.storage
     if storage == "mlflow":
         from mlflow.optuna.storage import MlflowStorage
