@@ -336,7 +336,7 @@ def test_every_trial_is_a_run_and_the_winner_is_measured_on_problems_that_did_no
     assert {trial["source"] for trial in artifact(run, "trials.json")} == {"test", "search"}
     figures = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "figures")}
     assert {
-        f"figures/temperature-{name}.png" for name in ("parallel-coordinates", "contour", "slice", "importance")
+        f"figures/temperature-last-{name}.png" for name in ("parallel-coordinates", "contour", "slice", "importance")
     } <= figures
 
 

@@ -43,7 +43,7 @@ def test_looks_that_mean_nothing_are_refused(shares, alpha, message):
 
 def test_a_trial_as_good_as_the_best_is_stopped_no_more_often_than_alpha_however_often_it_is_looked_at():
     """And would be, if each look were a test of its own."""
-    rng, alpha, sizes, num_races = np.random.default_rng(0), 0.1, [50, 100, 200, 400, 800], 1500
+    rng, alpha, sizes, num_races = np.random.default_rng(0), 0.1, [50, 100, 200, 400, 800], 800
     stopped = stopped_naively = 0
     for _ in range(num_races):
         chances_P1 = rng.beta(0.5, 0.5, (sizes[-1], 1))
