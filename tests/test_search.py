@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -338,6 +339,35 @@ def test_every_trial_is_a_run_and_the_winner_is_measured_on_problems_that_did_no
     assert {
         f"figures/temperature-last-{name}.png" for name in ("parallel-coordinates", "contour", "slice", "importance")
     } <= figures
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_all_of_its_trials_are_those_of_the_run_that_finished(lab_model, sets):
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{sets}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "tests",
+        "SSD_WORK_DIR": str(sets / "killed"),
+    }  # fmt: skip
+    given = common(sets) | {"model": lab_model, "trials": 4, "seed": 1}
+    command = [sys.executable, "-m", "steps.search", *(f"--{name}={value}" for name, value in given.items())]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while not list(sets.glob("killed/search-*/trials/temperature-last-2/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    killed, run = sorted(
+        (run for run in mlflow.search_runs(output_format="list") if run.data.params.get("seed") == "1"),
+        key=lambda run: run.info.start_time,
+    )
+    assert (killed.info.status, run.info.status) == ("KILLED", "FINISHED")
+    trials = [each for each in children(run) if each.data.tags["arm"] == "base-search"]
+    assert Counter((each.data.tags["family"], each.info.status) for each in trials) == {
+        ("temperature", "FINISHED"): 4, ("temperature-last", "FINISHED"): 4,
+    }  # fmt: skip
+    assert len({(each.data.tags["family"], each.data.tags["trial"]) for each in trials}) == 8
+    assert len(artifact(run, "trials.json")) == 8
+    assert not list(sets.glob("killed/search-*"))
 
 
 def test_the_whole_method_is_searched_with_one_training_for_many_decodings(monkeypatch, run_step, lab_model, sets):
