@@ -38,9 +38,13 @@ def generate(step: Step, decodings: Mapping[str, Decoding]) -> tuple[list[Proble
     args = step.args
     problems = records.read(step.path("problems"), Problem)
     model, (code, _) = str(step.path("model")), tracking.code_version()
+    return problems, sampling.generate(model, engine(args), problems, decodings, args.n, args.seed, step.work, code)
+
+
+def engine(args: argparse.Namespace) -> str:
+    """The engine that a step's parameters name, its recordings (replay:runs:/ID/samples) on this machine."""
     name, colon, place = args.engine.partition(":")
-    engine = name + colon + tracking.local_path(place)  # replay:runs:/ID/samples
-    return problems, sampling.generate(model, engine, problems, decodings, args.n, args.seed, step.work, code)
+    return name + colon + tracking.local_path(place)
 
 
 def log_generation(step: Step, generated: "sampling.Generated") -> None:
@@ -63,10 +67,16 @@ def log_generation(step: Step, generated: "sampling.Generated") -> None:
     mlflow.log_figure(report.generation(by_reason, finished_s, num_tokens), "figures/generation.png")
 
 
-def log(step: Step, arm: str, problems: Sequence[Problem], generated: "sampling.Generated") -> Estimate:
-    """Grade the samples and log to the active run what they say of `arm`; returns pass@1."""
+def log(
+    step: Step,
+    arm: str,
+    problems: Sequence[Problem],
+    generated: "sampling.Generated",
+    grades: Sequence[Grade] | None = None,
+) -> Estimate:
+    """Grade the samples, unless `grades` are given, and log to the active run what they say of `arm`: its pass@1."""
     samples, manifest, decoded = generated.samples, generated.manifest, generated.decoding
-    grades = grading.grade(samples, problems, manifest["thinks"])
+    grades = grades or grading.grade(samples, problems, manifest["thinks"])
     estimates, groups = _estimates(problems, samples, grades)
     estimate = estimates["pass_at_1"]
     args, run = step.args, mlflow.active_run()

@@ -126,12 +126,15 @@ def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; ValueError where another one holds it. A killed process holds nothing."""
+def alone(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process, or `shared` with others that do; ValueError where another one holds it.
+
+    A killed process holds nothing.
+    """
     lock = folder.with_name(f".{folder.name}.lock")
     with open(lock, "w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is at work in {folder}; wait for it or end it") from None
         yield

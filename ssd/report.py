@@ -1,7 +1,9 @@
 """Figures and Markdown for a person: every figure shows its uncertainty, every table its n."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -16,6 +18,9 @@ from ssd.records import Problem
 from ssd.stats import power
 from ssd.stats.compare import Difference
 from ssd.stats.estimate import Estimate
+
+if TYPE_CHECKING:
+    from optuna.study import Study
 
 WIDTH_INCHES = 7.5
 NOT_DRAWN, REPEATS = "not drawn", "repeats"
@@ -126,6 +131,28 @@ def candidates(rows: Sequence[Mapping]) -> Figure:
     ordered = sorted(rows, key=lambda row: (row["family"], row["estimate"].value))
     labels = [f"{row['family']}: {row['decoding']}" for row in ordered]
     return _intervals(labels, [row["estimate"] for row in ordered], "pass@1 (%)")
+
+
+def study(of: "Study") -> dict[str, Figure]:
+    """Optuna's figures of a study, by name; settings that never varied are left out, importance needs two trials."""
+    import optuna  # half a second, which the other steps need not spend
+    from optuna.visualization import matplotlib as drawn
+
+    trials = of.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    varied = [name for name in trials[0].params if len({str(trial.params[name]) for trial in trials}) > 1]
+    figures = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that these figures are experimental, or few trials say nothing of importance
+        for name, draw, least in (
+            ("parallel-coordinates", drawn.plot_parallel_coordinate, 1),
+            ("contour", drawn.plot_contour, 2),
+            ("slice", drawn.plot_slice, 1),
+            ("importance", drawn.plot_param_importances, 1),
+        ):
+            if len(varied) >= least:
+                draw(of, params=varied, target_name="pass@1") if name != "contour" else draw(of, params=varied[:3])
+                figures[name] = _closed(plt.gcf())
+    return figures
 
 
 def detectable(

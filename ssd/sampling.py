@@ -64,6 +64,51 @@ class Generated(NamedTuple):
         return Decoding(**self.manifest["decoding"])
 
 
+class Sampler:
+    """`model` in `engine`, loaded when the first sample is drawn and kept for what is asked for later.
+
+    `expected` are requests that will come: what the engine cannot honour is refused before the first token, and it has
+    room for the longest.
+    """
+
+    def __init__(self, model: str, engine: str, code_version: str, expected: Sequence[Request] = ()):
+        self.model, self.engine, self.expected = model, engine, list(expected)
+        self.tokenizer = models.load_tokenizer(model)
+        self.loaded: Engine | None = None
+        self.shared = {
+            "model": models.digest(model), "prompt": prompts.PROMPT, "thinks": prompts.opens_thinking(self.tokenizer),
+            "engine": kind(engine), "code": code_version,
+        }  # fmt: skip
+
+    def requests(self, problems: Sequence[Problem], decoding: Decoding, n: int, seed: int) -> list[Request]:
+        """`n` requests for each of `problems`."""
+        rendered = [prompts.render(self.tokenizer, problem.problem) for problem in problems]
+        return requests_for(problems, rendered, decoding, n, seed)
+
+    def generate(
+        self, problems: Sequence[Problem], decodings: Mapping[str, Decoding], n: int, seed: int, folder: Path
+    ) -> dict[str, Generated]:
+        """Draw `n` samples a problem at each of the named decodings into `folder`/NAME.
+
+        What the folders hold already, of these and of other problems, is not drawn again.
+        """
+        waiting, every_request, drawn = {}, [], dict.fromkeys(decodings)
+        for name, decoding in decodings.items():
+            requests = self.requests(problems, decoding, n, seed)
+            settings = dataclasses.asdict(decoding) | {"stop": list(decoding.stop)}  # as JSON gives it back
+            manifest = self.shared | {"seed": seed, "n": n, "decoding": settings}
+            every_request += requests
+            waiting[name] = pending(folder / name, requests, manifest)
+        if any(waiting.values()):
+            self.loaded = self.loaded or open_engine(self.engine, self.model, [*every_request, *self.expected])
+            for name, requests in waiting.items():
+                if requests:
+                    num_stored = len(problems) * n - len(requests)
+                    description = str(decodings[name])
+                    drawn[name] = sample(self.loaded, requests, folder / name, num_stored, description)
+        return {name: load(folder / name)._replace(drawn=part) for name, part in drawn.items()}
+
+
 def generate(
     model: str,
     engine: str,
@@ -74,30 +119,8 @@ def generate(
     folder: Path,
     code_version: str,
 ) -> dict[str, Generated]:
-    """Draw `n` samples a problem at each of the named decodings, from one loading of `model`, into `folder`/NAME.
-
-    What the folders hold already is not drawn again.
-    """
-    tokenizer = models.load_tokenizer(model)
-    rendered = [prompts.render(tokenizer, problem.problem) for problem in problems]
-    shared = {
-        "model": models.digest(model), "prompt": prompts.PROMPT, "thinks": prompts.opens_thinking(tokenizer),
-        "engine": kind(engine), "seed": seed, "n": n,
-    }  # fmt: skip
-    waiting, every_request, drawn = {}, [], dict.fromkeys(decodings)
-    for name, decoding in decodings.items():
-        requests = requests_for(problems, rendered, decoding, n, seed)
-        settings = dataclasses.asdict(decoding) | {"stop": list(decoding.stop)}  # as JSON gives it back
-        manifest = shared | {"decoding": settings, "code": code_version}
-        every_request += requests
-        waiting[name] = pending(folder / name, requests, manifest)
-    if any(waiting.values()):
-        loaded = open_engine(engine, model, every_request)
-        for name, requests in waiting.items():
-            if requests:
-                num_stored = len(problems) * n - len(requests)
-                drawn[name] = sample(loaded, requests, folder / name, num_stored, description=str(decodings[name]))
-    return {name: load(folder / name)._replace(drawn=part) for name, part in drawn.items()}
+    """`Sampler.generate` by a model that is loaded for this call alone."""
+    return Sampler(model, engine, code_version).generate(problems, decodings, n, seed, folder)
 
 
 def load(folder: Path) -> Generated:

@@ -5,6 +5,7 @@ and code version match a finished run is not done again.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -40,7 +41,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.projects").setLevel(logging.WARNING)  # `launch` says in one line what it launches
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values are parameters
-USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose")  # these log how busy the machine is
+USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose", "search")  # these log how busy the machine is
+SHARED = ("search",)  # several processes may be at the same work
 WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
 LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
@@ -153,9 +155,10 @@ def _run(
     mlflow.set_tags({"ssd.key": key, "ssd.base_model": base_model, "ssd.code": code})
     work = Path(os.environ.get(WORK_DIR_ENV, parameters.ROOT / "work")) / f"{name}-{key[:16]}"
     work.mkdir(parents=True, exist_ok=True)
-    with records.alone(work):
+    with records.alone(work, shared=name in SHARED):
         body(Step(name, args, run.info.run_id, work))
-        shutil.rmtree(work)
+    with contextlib.suppress(ValueError), records.alone(work):  # the last process at it cleans up
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _point_to(run_id: str, run: Run, reason: str) -> None:
@@ -351,13 +354,15 @@ def _base_model(args: argparse.Namespace, inputs: Mapping[str, str]) -> str:
 def _key(entry_point: str, values: Mapping[str, Any]) -> str:
     """Identity of a piece of work: entry point, parameters with resolved inputs, and code version.
 
-    On which machines samples are drawn, and what these cost, is no part of it: a run goes on elsewhere.
+    On which machines samples are drawn, what these cost and where a study is kept is no part of it: a run goes on
+    elsewhere.
     """
     content = {
         key: _content(value) if key in parameters.MAY_BE_PATHS else value
         for key, value in values.items()
         if key != "preset"
     }
+    content.pop("storage", None)
     if "engine" in content:
         content.pop("gpu_hour_price", None)
         if engines.kind(content["engine"]) != "replay":
@@ -407,6 +412,9 @@ def _end_orphans(key: str) -> None:
     for run in _search(f"tags.`ssd.key` = '{key}' and attributes.status = 'RUNNING'"):
         if run.data.tags.get("ssd.host") == socket.gethostname() and not _alive(int(run.data.tags["ssd.pid"])):
             client.set_terminated(run.info.run_id, "KILLED")
+            for part in _search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'RUNNING'"):
+                if "step" not in part.data.tags:  # a nested run of its own, that no process will end
+                    client.set_terminated(part.info.run_id, "KILLED")
 
 
 def _alive(pid: int) -> bool:

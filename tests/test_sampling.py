@@ -152,6 +152,19 @@ def test_a_second_process_on_the_folder_is_refused(tmp_path):
     assert "another process is at work" in second.stderr
 
 
+def test_a_folder_that_is_shared_is_nobodys_alone(tmp_path):
+    folder = tmp_path / "study"
+    with (
+        records.alone(folder, shared=True),
+        records.alone(folder, shared=True),
+        pytest.raises(ValueError, match="another process is at work"),
+        records.alone(folder),
+    ):
+        pass
+    with records.alone(folder):
+        pass
+
+
 def test_seeds_depend_on_the_problem_and_the_index_alone():
     reordered = requests_for(PROBLEMS[::-1], [[1, 2, 3]] * 10, Decoding(), 60, seed=0)
     assert {(r.problem_id, r.sample_index): r.seed for r in REQUESTS} == {

@@ -27,3 +27,4 @@ def test_where_samples_are_drawn_and_what_that_costs_is_no_part_of_the_work():
     }
     assert len({*keys, tracking._key("sample", {"n": 1, "engine": "openai:http://a/v1", "gpu_hour_price": 3.0})}) == 1
     assert tracking._key("sample", common | {"engine": "transformers"}) not in keys
+    assert tracking._key("search", {"storage": "local"}) == tracking._key("search", {"storage": "mlflow"})
