@@ -2,7 +2,10 @@
 
 import os
 import runpy
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,3 +51,35 @@ def run_step():
         return mlflow.search_runs(filter_string=f"tags.step = '{name}'", output_format="list")[0]
 
     return run
+
+
+@pytest.fixture
+def postgresql():
+    """Makes a database of a name, on a PostgreSQL server that is started for this test, and gives its URL."""
+    pytest.importorskip("psycopg2", reason="needs the extra postgres")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
+    if found[-1] is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    binaries, folder = Path(found[-1]).parent, Path("/tmp") / f"postgresql-{os.getpid()}"
+    folder.mkdir()
+    as_user = []
+    if os.getuid() == 0:  # PostgreSQL refuses root
+        shutil.chown(folder, "nobody")
+        as_user = ["setpriv", "--reuid=nobody", "--clear-groups", "--"]
+
+    def call(name: str, *arguments: str) -> None:
+        subprocess.run([*as_user, binaries / name, *arguments], check=True, cwd="/tmp", stdout=subprocess.DEVNULL)
+
+    call("initdb", "-D", f"{folder}/data", "-U", "tests", "--auth=trust", "--no-sync")
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    call("pg_ctl", "-D", f"{folder}/data", "-w", "-o", options, "-l", f"{folder}/log", "start")
+
+    def database(name: str) -> str:
+        call("createdb", "-h", str(folder), "-U", "tests", name)
+        return f"postgresql+psycopg2://tests@/{name}?host={folder}"
+
+    try:
+        yield database
+    finally:
+        call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
+        shutil.rmtree(folder)

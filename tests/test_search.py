@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -180,35 +179,6 @@ def test_workers_share_a_postgresql_study_and_one_that_is_killed_loses_nothing(p
     two_workers(postgresql("two"), tmp_path)
     (tmp_path / "killed").mkdir()
     dies_twice_and_goes_on(postgresql("killed"), tmp_path / "killed")
-
-
-@pytest.fixture
-def postgresql():
-    """Gives the URL of a database, `two` or `killed`, on a PostgreSQL server that is started for this test."""
-    pytest.importorskip("psycopg2", reason="needs the extra postgres")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
-    if found[-1] is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql")
-    binaries, folder = Path(found[-1]).parent, Path("/tmp") / f"postgresql-{os.getpid()}"
-    folder.mkdir()
-    as_user = []
-    if os.getuid() == 0:  # PostgreSQL refuses root
-        shutil.chown(folder, "nobody")
-        as_user = ["setpriv", "--reuid=nobody", "--clear-groups", "--"]
-
-    def call(name: str, *arguments: str) -> None:
-        subprocess.run([*as_user, binaries / name, *arguments], check=True, cwd="/tmp", stdout=subprocess.DEVNULL)
-
-    call("initdb", "-D", f"{folder}/data", "-U", "search", "--auth=trust", "--no-sync")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-    call("pg_ctl", "-D", f"{folder}/data", "-w", "-o", options, "-l", f"{folder}/log", "start")
-    try:
-        for name in ("two", "killed"):
-            call("createdb", "-h", str(folder), "-U", "search", name)
-        yield lambda name: f"postgresql+psycopg2://search@/{name}?host={folder}"
-    finally:
-        call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets/spaces").glob("*.yaml")), ids=lambda path: path.stem)
