@@ -1,4 +1,4 @@
-"""Figures and Markdown for a person: every figure shows its uncertainty, every table its n."""
+"""Figures, and numbers as text: every figure shows its uncertainty, every table its n. `page` has what is read."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ssd import splits
-from ssd.decision import Finding, Verdict
+from ssd.decision import Finding
 from ssd.records import Problem
 from ssd.stats import power
 from ssd.stats.compare import Difference
@@ -203,39 +203,31 @@ def claims(findings: Sequence[Finding]) -> Figure:
     return figure
 
 
-def comparison(
-    estimates: Mapping[str, Estimate],
-    against_base: Mapping[str, Difference],
-    by_source: Mapping[str, Mapping[str, Difference]],
-    names: Mapping[str, str],
-    verdict: Verdict,
-) -> str:
-    """The page of a compare run: arms, claims, verdict, and differences by source where there are several."""
-    n = estimates["base"].n
-    lines = [
-        f"**{verdict.promotion}** · read on {verdict.evaluated_on}, {n:,} problems, by the plan of {verdict.plan.date}"
-    ]
-    lines += [""] + [f"- {reason}" for reason in verdict.reasons]
-    lines += ["", "| arm | decoding | pass@1 (95%) | minus base, paired, points (95%) |", "| --- | --- | --- | --- |"]
-    for arm, estimate in estimates.items():
-        difference = points(against_base[arm]) if arm in against_base else ""
-        lines.append(f"| {arm} | {names[arm].split(' · ')[-1]} | {percent(estimate)} | {difference} |")
-    lines += ["", "The plan's claims, Holm's adjustment over all but the control:"]
-    lines += ["", "| claim | difference, points (95%) | Holm's p | finding |", "| --- | --- | --- | --- |"]
-    for finding in verdict.findings:
-        more = f" ({finding.n_to_decide:,} problems would decide)" if finding.n_to_decide else ""
-        lines.append(
-            f"| {finding.claim.arm} - {finding.claim.against} | {points(finding.difference)} | "
-            f"{p_value(finding.p_adjusted)} | {finding.word}{more} |"
-        )
-    sources = list(next(iter(by_source.values())))
-    if len(sources) > 1:
-        lines += ["", "Minus base by source, paired, points (95%, unadjusted, to look at, not to decide by):", ""]
-        lines += [f"| source | problems | {' | '.join(by_source)} |", "| --- | ---: |" + " --- |" * len(by_source)]
-        for source in sources:
-            row = [differences[source] for differences in by_source.values()]
-            lines.append(f"| {source} | {row[0].n:,} | {' | '.join(map(points, row))} |")
-    return "\n".join(lines)
+def by_step(lines: Mapping[str, Mapping[int, Estimate]]) -> Figure:
+    """pass@1 with its interval against training step, a line for each label."""
+    figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 4), layout="constrained")
+    for label, of_step in lines.items():
+        values, lows, highs = np.array([[100 * x for x in (e.value, e.ci_low, e.ci_high)] for e in of_step.values()]).T
+        axes.errorbar(list(of_step), values, [values - lows, highs - values], fmt="o-", capsize=3, label=label)
+    axes.set(xlabel="training step", ylabel="pass@1 (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return _closed(figure)
+
+
+def lengths(percentiles: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Tokens a sample of each arm: a bar from p10 to p90, a dot at the median, a tick at p99."""
+    figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 1.2 + 0.3 * len(percentiles)), layout="constrained")
+    for height, row in enumerate(percentiles.values()):
+        axes.plot([row["p10"], row["p90"]], [height, height], color="C0", linewidth=6, alpha=0.4, solid_capstyle="butt")
+        axes.plot(row["p50"], height, "o", color="C0")
+        axes.plot(row["p99"], height, "|", color="C0", markersize=10)
+    axes.set_yticks(range(len(percentiles)), list(percentiles))
+    axes.set_ylim(len(percentiles) - 0.5, -0.5)
+    axes.set_xlim(0, None)
+    axes.set_xlabel("tokens a sample: bar p10 to p90, dot median, tick p99")
+    axes.grid(axis="x", alpha=0.3)
+    return _closed(figure)
 
 
 def _intervals(labels: Sequence[str], rows: Sequence[Estimate | Difference], xlabel: str) -> Figure:
