@@ -66,6 +66,7 @@ class StepRun(NamedTuple):
     metrics: dict[str, float]
     datasets: dict[str, str]
     commit: str
+    started_ms: int
     hours: float
 
 

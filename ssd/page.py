@@ -26,7 +26,8 @@ MAX_SHOWN_CHARS = 1200  # of a sample, half from its beginning and half from its
 MAX_DESCRIPTION_CHARS = 7900  # MLflow cuts a description at 8,000
 KEPT = {"\n", "\t"}  # control characters that a text may have
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories that are not seen or move what is seen
-MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&#])")
+# What Markdown would take for more than text; a lone bracket or an underscore within a word it does not.
+MARKDOWN = re.compile(r"([\\`*|~$]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=[#\w])|(?<=\])[(\[]|^[\[#>]|^[+-](?=\s))")
 
 QUESTION = (
     "Does a language model get better at competition math by training on its own samples, checking no answer "
@@ -35,21 +36,25 @@ QUESTION = (
 )
 MEANING: dict[Promotion, str] = {
     "champion": (
-        "`champion` means: better than the untrained model at the same decoding, and better than the untrained model "
+        "“champion” means: better than the untrained model at the same decoding, and better than the untrained model "
         "at every tuned decoding that was run."
     ),
     "candidate": (
-        "`candidate` means: training helped at the same decoding, but the untrained model at another decoding is as "
+        "“candidate” means: training helped at the same decoding, but the untrained model at another decoding is as "
         "good, better or not told apart, or none was run. Changing the decoding costs no training."
     ),
     "refused": (
-        "`refused` means: it was not shown that self-distillation makes the model better than it was at the same "
+        "“refused” means: it was not shown that self-distillation makes the model better than it was at the same "
         "decoding, beyond what training as such does."
     ),
 }
 INTERVALS = (
     "Every interval is for 95% confidence and over problems, for the one checkpoint that was trained: it says how far "
     "other problems like these could move the figure, not how far another seed of the training could."
+)
+LAB = (
+    "The model is the lab's: a small one, trained in this experiment on generated problems with a known effect. What "
+    "is found here shows that the instrument works; it is no evidence about any larger model or about real contests."
 )
 ARMS = {
     "base": "the untrained model at its recommended decoding",
@@ -138,6 +143,11 @@ class Evidence:
     samples: Sequence[Shown] = ()
     registration: str = ""
 
+    @property
+    def in_lab(self) -> bool:
+        """Whether the model was made by the step `lab`, so that nothing here is about a language model at large."""
+        return any(run.step == "lab" for run in self.runs)
+
 
 def sections(evidence: Evidence) -> list[Section]:
     """The report, in the order in which a person needs it."""
@@ -145,13 +155,14 @@ def sections(evidence: Evidence) -> list[Section]:
     found = [
         Section("The question", [Text(QUESTION), Text(_setting(evidence))]),
         Section(
-            f"The verdict: {verdict.promotion}",
+            f"The verdict{' in the lab' * evidence.in_lab}: {verdict.promotion}",
             [
-                Text(sentence(verdict), loud=True),
-                Text(MEANING[verdict.promotion].replace("`", "")),
-                Text(_reading(verdict)),
+                Text("In the lab: " * evidence.in_lab + sentence(verdict), loud=True),
+                Text(MEANING[verdict.promotion]),
                 Text(INTERVALS),
+                Text(_reading(verdict)),
                 *([Text(evidence.registration)] if evidence.registration else []),
+                Text("By the plan:"),
                 Bullets(verdict.reasons),
             ],
         ),
@@ -166,7 +177,7 @@ def sections(evidence: Evidence) -> list[Section]:
         Section("Cost", _cost(evidence)),
         Section("A few samples", _samples(evidence.samples)),
         Section("Runs", _runs(evidence.runs)),
-        Section("To get it again", [Verbatim("In a clone, at the commit above:", "\n".join(evidence.commands))]),
+        Section("To get it again", [Verbatim("In a clone of the repository:", "\n".join(evidence.commands))]),
     ]
     return [section for section in found if section.blocks]
 
@@ -187,9 +198,11 @@ def sentence(verdict: Verdict) -> str:
             f"decoding that was run, by {points(least.difference)} points at the least."
         )
     if verdict.promotion == "candidate":
-        unbeaten = [f"{f.claim.against} ({f.word}, {points(f.difference)})" for f in tuned if f.word != "better"]
-        said = f"it is not shown to be better than {_listed(unbeaten)}" if unbeaten else "no tuned base was run"
-        return f"Self-distillation made the model better, by {gain}, but at the decoding chosen for it {said}."
+        unbeaten = [f"{points(f.difference)} against {f.claim.against} ({f.word})" for f in tuned if f.word != "better"]
+        said = "but it was not compared with the untrained model at any tuned decoding."
+        if unbeaten:
+            said = f"but is not shown to beat the untrained model decoded otherwise: {_listed(unbeaten)}."
+        return f"Self-distillation made the model better, by {gain}, {said}"
     if method.word == "better":
         return f"The trained model is better, by {gain}, but not shown to gain more than training as such does."
     says = {"worse": "made the model worse", "equivalent": "made no difference that counts"}
@@ -208,7 +221,7 @@ def comparison(found: Comparison, verdict: Verdict) -> str:
         Section("Claims of the plan", [_claims(verdict.findings)]),
         Section("Health and cost", [_health(found)]),
         Section("Outside of the plan", _outside(found)),
-        *(Section("", [each]) for each in _groups(found)),
+        Section("Minus base by group, unadjusted", _groups(found)),
     ]
     text = head + "\n\n" + markdown("", [part for part in parts if part.blocks], level=4)
     if len(text) > MAX_DESCRIPTION_CHARS:
@@ -227,8 +240,8 @@ def card(evidence: Evidence, name: str, arm: str) -> str:
         Section(
             "Verdict",
             [
-                Text(f"{verdict.promotion}. {sentence(verdict)}", loud=True),
-                Text(MEANING[verdict.promotion].replace("`", "")),
+                Text(f"{verdict.promotion}. {'In the lab: ' * evidence.in_lab}{sentence(verdict)}", loud=True),
+                Text(MEANING[verdict.promotion]),
                 Text(_reading(verdict)),
             ],
         ),
@@ -327,8 +340,11 @@ def _escaped(text: str) -> str:
 
 def _setting(evidence: Evidence) -> str:
     comparison, n = evidence.comparison, evidence.comparison.pass_at_1["base"].n
+    model = f"The model is {evidence.base_model}."
+    if evidence.in_lab:
+        model = LAB
     return (
-        f"The model is {evidence.base_model}. All arms were decoded and graded by the same code on the same {n:,} "
+        f"{model} All arms were decoded and graded by the same code on the same {n:,} "
         f"problems of {evidence.verdict.evaluated_on}, with the engine {comparison.conditions['engine']} and at most "
         f"{comparison.conditions['max_tokens']:,} tokens a sample. Decodings and checkpoints were chosen on "
         f"{comparison.chosen_on}, by the plan of {evidence.verdict.plan.date}."
@@ -337,9 +353,9 @@ def _setting(evidence: Evidence) -> str:
 
 def _reading(verdict: Verdict) -> str:
     if verdict.reading == 1:
-        return f"This was the first reading of {verdict.evaluated_on} in this experiment."
+        return f"No other comparison of this experiment had read the set {verdict.evaluated_on} before."
     return (
-        f"This was reading {verdict.reading} of {verdict.evaluated_on} in this experiment, not the first: "
+        f"This was reading {verdict.reading} of the set {verdict.evaluated_on} in this experiment, not the first: "
         f"{verdict.reading - 1} other comparison{'s' * (verdict.reading > 2)} had seen it before, and who looks often "
         "finds something by luck. Only a fresh final set can confirm it."
     )
@@ -350,11 +366,9 @@ def _arms(found: Comparison) -> Table:
     for name, arm in found.arms.items():
         difference = points(found.against_base[name]) if name in found.against_base else ""
         said = ARMS.get(name, "an arm outside of the plan")
-        rows.append([name, said, arm.decoding, percent(found.pass_at_1[name]), difference])
+        rows.append([name, percent(found.pass_at_1[name]), difference, arm.decoding, said])
     n = found.pass_at_1["base"].n
-    return Table(
-        ["arm", "what it is", "decoding", f"pass@1, n = {n:,} [95%]", "minus base, paired, points [95%]"], rows
-    )
+    return Table(["arm", f"pass@1, n = {n:,} [95%]", "minus base, points [95%]", "decoding", "what it is"], rows)
 
 
 def _claims(findings: Sequence[Finding]) -> Table:
@@ -390,7 +404,7 @@ def _groups(found: Comparison) -> list[Table]:
             for group in groups:
                 differences = [of_group[group] for of_group in of_arms.values()]
                 rows.append([group or "none", f"{differences[0].n:,}", *map(points, differences)])
-            tables.append(Table([name, "problems", *(f"{arm} - base" for arm in of_arms)], rows))
+            tables.append(Table([name, "problems", *of_arms], rows))
     return tables
 
 
@@ -409,7 +423,9 @@ def _differences(evidence: Evidence) -> list[Block]:
         *_outside(found),
     ]
     if groups := _groups(found):
-        note = "Minus base within groups of problems, paired, points [95%], unadjusted: to look at, not to decide by."
+        note = (
+            "Each arm minus base, by group of problems, paired, points [95%], unadjusted: to look at, not to decide by."
+        )
         levels = " A level is the source's own label, and does not mean the same in two sources."
         blocks += [Text(note + levels * (len(next(iter(found.by_level.values()))) > 1)), *groups]
     return blocks
@@ -442,7 +458,11 @@ def _power(evidence: Evidence) -> list[Block]:
     power, parts = evidence.power, evidence.power["components"]
     rows = [
         [label, f"{parts[name]:.3f} [{parts[name + '_ci_low']:.3f}, {parts[name + '_ci_high']:.3f}]"]
-        for name, label in (("total", "variance of a sample"), ("between", "between problems"), ("within", "within"))
+        for name, label in (
+            ("total", "variance of a sample"),
+            ("between", "between problems"),
+            ("within", "within problems"),
+        )
     ]
     table = Table([f"variance, {parts['n']:,} problems with {parts['k']} samples", "[95%]"], rows)
     if "detectable_at_n" not in power:
@@ -494,7 +514,7 @@ def _lengths(found: Comparison) -> list[Block]:
     rows = [[name, *(f"{tokens:,.0f}" for tokens in of.values())] for name, of in percentiles.items()]
     return [
         Picture("lengths", png(report.lengths(percentiles)), alt),
-        Table(["arm", *(f"{p} of tokens a sample" for p in next(iter(percentiles.values())))], rows),
+        Table(["tokens a sample", *next(iter(percentiles.values()))], rows),
     ]
 
 
@@ -570,6 +590,10 @@ def _params(said: str, run: StepRun | None) -> Text:
         return Text(f"{said} (not known: no such run in the lineage)")
     params = ", ".join(f"{name}={value}" for name, value in run.params.items() if name not in ("preset", "arm"))
     return Text(f"{said} {params}.")
+
+
+def _sources(found: Comparison) -> list[str]:
+    return sorted(next(iter(found.by_source.values())))
 
 
 def _picture(evidence: Evidence, name: str, alt: str) -> list[Picture]:

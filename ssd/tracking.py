@@ -276,7 +276,7 @@ def step_run(run: Run) -> StepRun:
     hours = (info.end_time - info.start_time) / 3.6e6 if info.end_time else math.nan
     return StepRun(
         tags.get("step", ""), tags.get("arm", ""), info.run_id, info.experiment_id, info.run_name, params,
-        dict(run.data.metrics), datasets, tags.get("ssd.code", ""), hours,
+        dict(run.data.metrics), datasets, tags.get("ssd.code", ""), info.start_time, hours,
     )  # fmt: skip
 
 

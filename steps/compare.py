@@ -157,7 +157,7 @@ def _latest(args: argparse.Namespace) -> str:
         models = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
         for arm, model in models.items():
             runs[arm] = tracking.launch("evaluate", args.preset, {"arm": arm, "model": model, **shared})
-    return ",".join(f"{arm}=runs:/{run_id}" for arm, run_id in runs.items())
+    return ",".join(f"{arm}=runs:/{run_id}" for arm, run_id in reversed(runs.items()))
 
 
 if __name__ == "__main__":

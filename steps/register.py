@@ -114,8 +114,7 @@ def _stored(name: str, model: str, version: ModelVersion | None, card: str, tags
         _add_files(model_id, local, card)
         version = mlflow.register_model(f"models:/{model_id}", name, tags=tags)
     else:
-        if version.model_id:
-            _add_files(version.model_id, local, card)
+        _add_files(version.source.removeprefix("models:/"), local, card)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
     client.update_model_version(name, version.version, _cut(card))

@@ -43,7 +43,7 @@ def report(step: tracking.Step) -> None:
             verdict,
             comparison,
             base_model,
-            runs[::-1],
+            sorted(runs, key=lambda run: run.started_ms),
             figures,
             _commands(uri, compared),
             power and tracking.read_json(f"runs:/{power.run_id}/power.json"),
