@@ -65,6 +65,7 @@ ARMS = {
     "ssd-same-decoding": "the same trained checkpoint, decoded as base",
     "control": "trained alike on samples without truncation, decoded as base: the effect of training as such",
 }
+OTHER = "an arm outside of the plan, shown and not decided by"
 HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_out_rate")
 
 
@@ -167,7 +168,7 @@ def sections(evidence: Evidence) -> list[Section]:
             ],
         ),
         Section("What would change it", [Bullets(what_would_change(verdict))]),
-        Section("Arms", [_arms(comparison)]),
+        Section("Arms", _arms(comparison)),
         Section("Differences", _differences(evidence)),
         Section("Accuracy against training step", _by_step(evidence.checkpoints)),
         Section("What such a comparison can detect", _power(evidence)),
@@ -217,7 +218,7 @@ def comparison(found: Comparison, verdict: Verdict) -> str:
     )
     parts = [
         Section("", [Text(sentence(verdict)), Text(_reading(verdict)), Bullets(verdict.reasons)]),
-        Section("Arms", [_arms(found)]),
+        Section("Arms", _arms(found)),
         Section("Claims of the plan", [_claims(verdict.findings)]),
         Section("Health and cost", [_health(found)]),
         Section("Outside of the plan", _outside(found)),
@@ -269,7 +270,7 @@ def card(evidence: Evidence, name: str, arm: str) -> str:
             ],
         ),
         Section("Data", [_params("Problem sets, distinct from each other:", prepare), *_overlap(evidence.overlap)]),
-        Section("Results", [Text(_setting(evidence)), _arms(found), _claims(verdict.findings), _health(found)]),
+        Section("Results", [Text(_setting(evidence)), *_arms(found), _claims(verdict.findings), _health(found)]),
         Section(
             "Limits",
             [
@@ -361,14 +362,14 @@ def _reading(verdict: Verdict) -> str:
     )
 
 
-def _arms(found: Comparison) -> Table:
+def _arms(found: Comparison) -> list[Block]:
     rows = []
     for name, arm in found.arms.items():
         difference = points(found.against_base[name]) if name in found.against_base else ""
-        said = ARMS.get(name, "an arm outside of the plan")
-        rows.append([name, percent(found.pass_at_1[name]), difference, arm.decoding, said])
+        rows.append([name, percent(found.pass_at_1[name]), difference, arm.decoding])
     n = found.pass_at_1["base"].n
-    return Table(["arm", f"pass@1, n = {n:,} [95%]", "minus base, points [95%]", "decoding", "what it is"], rows)
+    header = ["arm", f"pass@1, n = {n:,} [95%]", "minus base, paired, points [95%]", "decoding"]
+    return [Table(header, rows), Bullets([f"{arm}: {ARMS.get(arm, OTHER)}." for arm in found.arms])]
 
 
 def _claims(findings: Sequence[Finding]) -> Table:
