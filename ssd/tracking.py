@@ -247,6 +247,8 @@ def tag_of(uri: str, tag: str, default: str) -> str:
 
 def run_of(uri: str) -> Run:
     """The run that `uri` (`runs:/ID/path`) points into; ValueError where there is none."""
+    if not uri.startswith("runs:/"):
+        raise ValueError(f"{uri} is no artifact of a run; give runs:/ID/path")
     try:
         return mlflow.get_run(uri.split("/")[1])
     except MlflowException as error:

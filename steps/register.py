@@ -41,25 +41,29 @@ def register(step: tracking.Step) -> None:
     if verdict.promotion == "refused":
         withdrawn = _withdraw(name, version, aliases, ALIASES)
         reasons += [f"Version {version.version} is {alias} no longer." for alias in withdrawn]
+        if version:
+            mlflow.MlflowClient().set_model_version_tag(name, version.version, "verdict", "refused")
         step.log_json("registration.json", outcome | {"reasons": reasons})
         step.describe("register · refused", f"No version was registered.\n\n{_bullets(reasons)}", verdict="refused")
         return
     measured = comparison.arms[arm]
-    runs = [
-        tracking.step_run(tracking.run_of(uri)),
-        *tracking.lineage(f"runs:/{measured.run_id}"),
-    ]
-    base_model = tracking.run_of(uri).data.tags["ssd.base_model"]
+    compared = tracking.run_of(uri)
+    runs = [tracking.step_run(compared), *tracking.lineage(f"runs:/{measured.run_id}")]
+    base_model = compared.data.tags["ssd.base_model"]
     prepared = next((run for run in runs if run.step == "prepare"), None)
     content = page.Evidence(verdict, comparison, base_model, runs, overlap=prepared and tracking.overlap(prepared))
-    version = _stored(name, measured.model, version, page.card(content, name, arm), _tags(uri, comparison, arm, runs))
+    version = _stored(
+        name, measured.model, version, page.card(content, name, arm), _tags(verdict.promotion, comparison, arm, runs)
+    )
     alias, because = _alias(name, aliases, version, verdict.promotion, comparison, arm)
     withdrawn = _withdraw(name, version, aliases, [other for other in ALIASES if other != alias])
     mlflow.MlflowClient().set_registered_model_alias(name, alias, version.version)
     reasons = [because, *(f"It is {other} no longer." for other in withdrawn), *reasons]
     step.log_json(
         "registration.json",
-        outcome | {"alias": alias, "version": version.version, "model": measured.model, "reasons": reasons},
+        outcome
+        | {"alias": alias, "version": version.version, "model": measured.model, "evaluate": measured.run_id}
+        | {"reasons": reasons},
     )
     step.describe(
         f"register · {name} v{version.version} as {alias}",
@@ -132,7 +136,7 @@ def _add_files(model_id: str, model: str, card: str) -> None:
         client.log_model_artifacts(model_id, folder)
 
 
-def _tags(uri: str, comparison: Comparison, arm: str, runs: Sequence[StepRun]) -> dict[str, str]:
+def _tags(promotion: str, comparison: Comparison, arm: str, runs: Sequence[StepRun]) -> dict[str, str]:
     """The evidence: the run of each step, the digest of each data set, what was measured."""
     datasets = {f"dataset.{name.replace(' ', '.')}": digest for run in runs for name, digest in run.datasets.items()}
     return {
@@ -140,7 +144,7 @@ def _tags(uri: str, comparison: Comparison, arm: str, runs: Sequence[StepRun]) -
         "arm": arm,
         "decoding": comparison.arms[arm].decoding,
         "pass_at_1": percent(comparison.pass_at_1[arm]),
-        "verdict": uri,
+        "verdict": promotion,
         **{f"run.{run.step}": run.run_id for run in runs},
         **datasets,
     }

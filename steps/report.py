@@ -26,8 +26,6 @@ def report(step: tracking.Step) -> None:
     verdict, comparison = evidence.read(
         step.path("verdict"), tracking.local_path(f"{uri.rpartition('/')[0]}/comparison.json")
     )
-    if not uri.startswith("runs:/"):
-        raise ValueError(f"verdict={uri} is no artifact of a run, and a report is of runs; give runs:/ID/verdict.json")
     runs = tracking.lineage(uri)
     compared, prepared = runs[0], next((run for run in runs if run.step == "prepare"), None)
     base_model = tracking.run_of(uri).data.tags["ssd.base_model"]
@@ -70,15 +68,16 @@ def report(step: tracking.Step) -> None:
 
 
 def _beside(base_model: str, runs: Sequence[StepRun]) -> list[StepRun]:
-    """Runs that the choices rest on, by the same base model, newest first: searches, the baseline, its power."""
+    """Runs that the choices rest on, by the same base model: the newest search of each arm, baseline and power."""
     known = {run.run_id for run in runs}
-    found = []
+    newest: dict[tuple[str, str], StepRun] = {}
     for entry_point in BESIDE:
-        of_model = [r for r in tracking.finished_runs(entry_point) if r.data.tags["ssd.base_model"] == base_model]
-        if entry_point == "evaluate":
-            of_model = [run for run in of_model if run.data.params["decodings"] != "none"]
-        found += [tracking.step_run(run) for run in of_model if run.info.run_id not in known]
-    return found
+        for run in tracking.finished_runs(entry_point):
+            is_choice = entry_point != "evaluate" or run.data.params["decodings"] != "none"
+            if is_choice and run.data.tags.get("ssd.base_model") == base_model:
+                made = tracking.step_run(run)
+                newest.setdefault((made.step, made.arm), made)
+    return [run for run in newest.values() if run.run_id not in known]
 
 
 def _found(run: StepRun, artifact: str) -> Path | None:
