@@ -1,5 +1,6 @@
 """The report says what was found: verdict and interval first, hostile text as text, a page that needs nothing else."""
 
+import base64
 import html.parser
 import json
 import re
@@ -24,6 +25,7 @@ HOSTILE = (
     "<script>document.title='owned'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>`````</pre>"
     "[a](javascript:b)\u202egnp\x1b[2J\r|"
 )
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 ACCURACY = {
     "base": 0.40,
     "ssd-same-decoding": 0.50,
@@ -75,12 +77,18 @@ def found(accuracy: dict[str, float], **changes) -> page.Evidence:
         )
         for step in (0, 48, 96)
     ]
-    png = page.png(page.report.forest(comparison.pass_at_1, comparison.against_base))
     given = {
-        "figures": {"arms": png, "claims": png}, "commands": ["mlflow run ."], "checkpoints": checkpoints,
+        "figures": {"arms": PIXEL, "claims": PIXEL}, "commands": ["mlflow run ."], "checkpoints": checkpoints,
         "samples": shown, "overlap": Overlap({"train": 9000, "final": n}, 77, {"equal": 70, "suspected, but kept": 3}),
     }  # fmt: skip
-    return page.Evidence(verdict, comparison, "Qwen/Qwen3.5-4B", [run], **given | changes)
+    given |= {"runs": [run]} | changes
+    return page.Evidence(verdict, comparison, "Qwen/Qwen3.5-4B", **given)
+
+
+@pytest.fixture(scope="module")
+def sections() -> list[page.Section]:
+    """The report of a comparison of all arms, and of one more."""
+    return page.sections(found(ACCURACY))
 
 
 class Outline(html.parser.HTMLParser):
@@ -125,8 +133,6 @@ def test_the_verdict_is_one_sentence_with_its_interval_and_says_what_would_chang
     difference = comparing.paired(correct["ssd-same-decoding"], correct["base"])
     interval = f"{100 * difference.value:+.1f} [{100 * difference.ci_low:+.1f}, {100 * difference.ci_high:+.1f}]"
     assert interval in sentence and "n = 1,500" in sentence
-    titles = [section.title for section in page.sections(made)]
-    assert titles[:4] == ["The question", f"The verdict: {promotion}", "What would change it", "Arms"]
     changes = decision.what_would_change(made.verdict)
     assert "Another seed of the training" in changes[-1]
     unbeaten = [f.claim.against for f in made.verdict.findings if f.claim.role == "decoding" and f.word != "better"]
@@ -134,8 +140,15 @@ def test_the_verdict_is_one_sentence_with_its_interval_and_says_what_would_chang
         assert all(any(against in change for change in changes) for against in unbeaten)
 
 
-def test_a_set_that_was_read_before_is_said_to_be():
-    assert "No other comparison" in page.markdown("", page.sections(found(ACCURACY)))
+def test_the_verdict_comes_first(sections):
+    titles = [section.title for section in sections]
+    assert titles[:4] == ["The question", "The verdict: candidate", "What would change it", "Arms"]
+    loud = [block.text for section in sections for block in section.blocks if getattr(block, "loud", False)]
+    assert loud == [page.sentence(found(ACCURACY).verdict)]
+
+
+def test_a_set_that_was_read_before_is_said_to_be(sections):
+    assert "No other comparison" in page.markdown("", sections)
     made = found(ACCURACY, num_earlier_reads=2)
     assert made.verdict.reading == 3
     assert "reading 3 of the set final" in page.markdown("", page.sections(made))
@@ -174,9 +187,8 @@ def test_a_comparison_and_a_verdict_survive_their_files(tmp_path):
         evidence.comparison_of({"arms": {}})
 
 
-def test_hostile_text_is_text_in_html_and_in_markdown():
-    parts = page.sections(found(ACCURACY))
-    outline = Outline(page.html("<b>title</b>", parts))
+def test_hostile_text_is_text_in_html_and_in_markdown(sections):
+    outline = Outline(page.html("<b>title</b>", sections))
     assert {tag for tag, _ in outline.elements} <= {
         "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "section", "p", "ul", "li", "div",
         "table", "thead", "tbody", "tr", "th", "td", "a", "img", "pre",
@@ -187,15 +199,14 @@ def test_hostile_text_is_text_in_html_and_in_markdown():
     shown = HOSTILE.replace("\u202e", "⟨U+202E⟩").replace("\x1b", "⟨U+001B⟩").replace("\r", "⟨U+000D⟩")
     assert outline.pres.count(shown) == 2
     assert max(map(len, outline.pres)) < 2 * page.MAX_SHOWN_CHARS
-    markdown = page.markdown("", parts)
+    markdown = page.markdown("", sections)
     assert f"``````\n{shown}\n``````" in markdown
     outside = re.sub(r"(?s)(`{3,})\n.*?\n\1\n", "", markdown)
     assert "\\<script>" in outside and not re.search(r"(?<!\\)<[a-z]|\](?<!\\)\(javascript", outside)
 
 
-def test_every_figure_says_in_words_what_is_seen_with_the_numbers():
-    made = found(ACCURACY)
-    pictures = {block.name: block for part in page.sections(made) for block in part.blocks if block.kind == "picture"}
+def test_every_figure_says_in_words_what_is_seen_with_the_numbers(sections):
+    pictures = {block.name: block for part in sections for block in part.blocks if block.kind == "picture"}
     assert set(pictures) == {"arms", "claims", "by_step", "lengths"}
     for arm, correct_PS in simulated(ACCURACY).items():
         assert f"{arm} {correct_PS.mean():.1%}" in pictures["arms"].alt
@@ -220,8 +231,8 @@ onload = () => { const d = f.contentDocument, w = f.contentWindow;
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
-def test_in_a_browser_the_page_fits_a_phone_asks_for_nothing_and_runs_nothing(tmp_path):
-    (tmp_path / "report.html").write_text(page.html("Report", page.sections(found(ACCURACY))))
+def test_in_a_browser_the_page_fits_a_phone_asks_for_nothing_and_runs_nothing(tmp_path, sections):
+    (tmp_path / "report.html").write_text(page.html("Report", sections))
     (tmp_path / "measure.html").write_text(MEASURE)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--enable-logging=stderr"]
     flags += [
