@@ -34,7 +34,8 @@ def register(step: tracking.Step) -> None:
     verdict, comparison = evidence.read(step.path("verdict"), beside)
     arm = next((arm for arm in TRAINED if arm in comparison.arms), None)
     known = mlflow.MlflowClient().search_registered_models(f"name = '{name}'")
-    aliases = known[0].aliases if known else {}
+    # A version is a number in a local store, and a text from a server.
+    aliases = {alias: str(version) for alias, version in known[0].aliases.items()} if known else {}
     version = _registered(name, comparison.arms[arm].model) if known and arm else None
     reasons = list(verdict.reasons)
     outcome = {"promotion": verdict.promotion, "verdict": uri, "name": name}
@@ -62,7 +63,7 @@ def register(step: tracking.Step) -> None:
     step.log_json(
         "registration.json",
         outcome
-        | {"alias": alias, "version": version.version, "model": measured.model, "evaluate": measured.run_id}
+        | {"alias": alias, "version": str(version.version), "model": measured.model, "evaluate": measured.run_id}
         | {"reasons": reasons},
     )
     step.describe(
@@ -159,7 +160,7 @@ def _alias(
     present = aliases.get("champion")
     if present is None:
         return "champion", "The verdict is champion, and there was none before."
-    if present == version.version:
+    if present == str(version.version):
         return "champion", "It is the champion already."
     champion = mlflow.MlflowClient().get_model_version(name, present)
     told = f"The verdict is champion, and version {present} holds that place"
@@ -185,7 +186,7 @@ def _correct(run_id: str) -> np.ndarray:
 
 def _withdraw(name: str, version: ModelVersion | None, aliases: dict[str, str], of: Sequence[str]) -> list[str]:
     """Take those aliases of `of` from `version` that it holds; what a later verdict does not bear out is not said."""
-    withdrawn = [alias for alias in of if version is not None and aliases.get(alias) == version.version]
+    withdrawn = [alias for alias in of if version is not None and aliases.get(alias) == str(version.version)]
     for alias in withdrawn:
         mlflow.MlflowClient().delete_registered_model_alias(name, alias)
     return withdrawn

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -51,8 +52,9 @@ def evaluated(arm: str, share: float, model: str, problems: str) -> tuple[str, n
         tags = {"step": "evaluate", "arm": arm, "ssd.conditions": json.dumps(conditions)}
         mlflow.set_tags(tags | {"ssd.base_model": "some/base-model"})
         tracking.log_dataset("final", pa.table({"problem_id": [problems]}), "evaluation", "here.parquet")
-        folder = Path(mlflow.artifacts.download_artifacts(run.info.artifact_uri))
-        records.write(folder / "grades.parquet", Grade, grades)
+        with tempfile.TemporaryDirectory() as folder:
+            records.write(f"{folder}/grades.parquet", Grade, grades)
+            mlflow.log_artifacts(folder)
     return run.info.run_id, correct_PS
 
 
@@ -93,7 +95,8 @@ def versions(name: str) -> list:
 
 
 def aliases(name: str) -> dict[str, str]:
-    return mlflow.MlflowClient().get_registered_model(name).aliases
+    of_name = mlflow.MlflowClient().get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in of_name.items()}
 
 
 def greedy(model, tokenizer) -> list[int]:
@@ -123,7 +126,6 @@ def test_a_version_holds_the_checkpoint_its_card_and_its_evidence(run_step, chec
     card = (folder / "README.md").read_text()
     for said in ("# whole", "## Verdict", "## Training", "## Data", "## Results", "## Limits", "60.0% [55.1, 64.7]"):
         assert said in card
-    assert version.description == mlflow.MlflowClient().get_registered_model("whole").latest_versions[0].description
     assert card.startswith(version.description[:2000])
     compare_id = uri.split("/")[1]
     evaluate_id = registration(run)["evaluate"]
