@@ -23,7 +23,8 @@ from ssd.evidence import Checkpoint, Comparison, Overlap, Shown, StepRun
 from ssd.report import p_value, percent, points
 
 MAX_SHOWN_CHARS = 1200  # of a sample, half from its beginning and half from its end
-MAX_DESCRIPTION_CHARS = 7900  # MLflow cuts a description at 8,000
+MAX_RUN_DESCRIPTION = 8000  # characters, MLflow's
+MAX_VERSION_DESCRIPTION = 5000  # the registry's
 KEPT = {"\n", "\t"}  # control characters that a text may have
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories that are not seen or move what is seen
 # What Markdown would take for more than text; a lone bracket or an underscore within a word it does not.
@@ -225,10 +226,7 @@ def comparison(found: Comparison, verdict: Verdict) -> str:
         Section("Minus base by group, unadjusted", _groups(found)),
     ]
     text = head + "\n\n" + markdown("", [part for part in parts if part.blocks], level=4)
-    if len(text) > MAX_DESCRIPTION_CHARS:
-        note = "\n\nThe rest is in comparison.json and in the report."
-        text = text[: text.rindex("\n\n", 0, MAX_DESCRIPTION_CHARS - len(note))] + note
-    return text
+    return cut(text, MAX_RUN_DESCRIPTION, "comparison.json and in the report")
 
 
 def card(evidence: Evidence, name: str, arm: str) -> str:
@@ -258,7 +256,7 @@ def card(evidence: Evidence, name: str, arm: str) -> str:
                     "With MLflow, or with vLLM:",
                     f'mlflow.transformers.load_model("models:/{name}/VERSION")\nvllm serve FOLDER/model',
                 ),
-                Verbatim("The prompt, as the user's message:", str(found.conditions["prompt"])),
+                Verbatim("The prompt, as the user's message:", _prompt(found)),
             ],
         ),
         Section(
@@ -279,7 +277,7 @@ def card(evidence: Evidence, name: str, arm: str) -> str:
                 )
             ],
         ),
-        Section("Runs", _runs(evidence.runs)),
+        Section("Runs", _runs(evidence.runs)[1:]),
     ]
     return markdown(f"{name}: a model trained on its own samples", parts)
 
@@ -301,6 +299,14 @@ def markdown(title: str, parts: Sequence[Section], level: int = 2) -> str:
         for block in part.blocks:
             lines.append(_as_markdown(block))
     return "\n\n".join(lines) + "\n"
+
+
+def cut(text: str, max_chars: int, rest: str) -> str:
+    """`text`, or its first paragraphs and where the rest is, within `max_chars`."""
+    if len(text) <= max_chars:
+        return text
+    note = f"\n\nThe rest is in {rest}."
+    return text[: text.rindex("\n\n", 0, max_chars - len(note))] + note
 
 
 def visible(text: str) -> str:
@@ -582,7 +588,10 @@ def _runs(runs: Sequence[StepRun]) -> list[Block]:
          run.run_id, run.commit[:12]]
         for run in runs
     ]  # fmt: skip
-    said = "A link is a path in the MLflow UI (mlflow ui, or your tracking server): put it behind the server's address."
+    said = (
+        "A link is a path in the MLflow UI (mlflow ui, or your tracking server): put it behind the server's address. "
+        "The description of this report's run has the same links, to click on."
+    )
     return [Text(said), Table(["step", "run", "id", "code"], rows)]
 
 
@@ -591,6 +600,10 @@ def _params(said: str, run: StepRun | None) -> Text:
         return Text(f"{said} (not known: no such run in the lineage)")
     params = ", ".join(f"{name}={value}" for name, value in run.params.items() if name not in ("preset", "arm"))
     return Text(f"{said} {params}.")
+
+
+def _prompt(found: Comparison) -> str:
+    return str(found.conditions["prompt"]).replace("{{", "{").replace("}}", "}")  # it is a format string
 
 
 def _sources(found: Comparison) -> list[str]:

@@ -24,7 +24,6 @@ from ssd.report import percent, points
 from ssd.stats import compare as comparing
 
 TRAINED = ("ssd", "ssd-same-decoding")  # arms of the checkpoint, the one whose decoding is recommended first
-MAX_DESCRIPTION_CHARS = 5000  # the registry's column
 ALIASES = ("champion", "candidate")
 
 
@@ -122,7 +121,11 @@ def _stored(name: str, model: str, version: ModelVersion | None, card: str, tags
         _add_files(version.source.removeprefix("models:/"), local, card)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
-    client.update_model_version(name, version.version, _cut(card))
+    client.update_registered_model(name, "\n".join(f"- @{alias}: {page.MEANING[alias]}" for alias in ALIASES))
+    first = card.index("**")  # a list of versions shows how the description begins: with the verdict
+    client.update_model_version(
+        name, version.version, page.cut(card[first:], page.MAX_VERSION_DESCRIPTION, "README.md of the version's folder")
+    )
     return version
 
 
@@ -190,13 +193,6 @@ def _withdraw(name: str, version: ModelVersion | None, aliases: dict[str, str], 
     for alias in withdrawn:
         mlflow.MlflowClient().delete_registered_model_alias(name, alias)
     return withdrawn
-
-
-def _cut(card: str) -> str:
-    if len(card) <= MAX_DESCRIPTION_CHARS:
-        return card
-    note = "\n\nThe rest is in README.md of the version's folder."
-    return card[: card.rindex("\n\n", 0, MAX_DESCRIPTION_CHARS - len(note))] + note
 
 
 def _bullets(reasons: Sequence[str]) -> str:

@@ -58,11 +58,11 @@ def report(step: tracking.Step) -> None:
         mlflow.log_artifact(str(step.work / f"{block.name}.png"), "figures")
     run = mlflow.active_run().info
     link = f"#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
+    said = f"The whole page: [report.html]({link}), to be downloaded and opened anywhere."
     head = [part for part in parts if part.title.startswith(("The verdict", "What would change", "Runs"))]
     step.describe(
         f"report · {verdict.promotion}",
-        f"The whole page: [report.html]({link}), to be downloaded and opened anywhere.\n\n"
-        + page.markdown("", head, level=4),
+        page.cut(f"{said}\n\n{page.markdown('', head, level=4)}", page.MAX_RUN_DESCRIPTION, "report.md"),
         verdict=verdict.promotion,
     )
 
