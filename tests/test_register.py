@@ -196,7 +196,9 @@ def test_a_refusal_is_recorded_and_makes_no_version(run_step, checkpoints):
 
 
 @pytest.mark.slow
-def test_vllm_serves_the_folder_of_a_version_with_the_tokens_of_the_checkpoint(run_step, checkpoints):
+def test_vllm_serves_the_folder_of_a_version_with_the_tokens_of_the_checkpoint(run_step, checkpoints, monkeypatch):
+    for name, value in {"TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+        monkeypatch.setenv(name, value)  # quick to start
     vllm = pytest.importorskip("vllm")
     run_step("register", verdict=compared(checkpoints[0], trained(0.6)), name="served")
     folder = Path(mlflow.artifacts.download_artifacts("models:/served@champion"))
