@@ -22,6 +22,7 @@ from ssd.decision import Finding, Promotion, Verdict, what_would_change
 from ssd.evidence import Checkpoint, Comparison, Overlap, Shown, StepRun
 from ssd.report import p_value, percent, points
 
+DPI = 130  # sharp enough for a phone
 MAX_SHOWN_CHARS = 1200  # of a sample, half from its beginning and half from its end
 MAX_RUN_DESCRIPTION = 8000  # characters, MLflow's
 MAX_VERSION_DESCRIPTION = 5000  # the registry's
@@ -108,6 +109,11 @@ class Picture(NamedTuple):
     def uri(self) -> str:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether its letters are too small on a phone, so that it has to be scrolled; by the width in the header."""
+        return int.from_bytes(self.png[16:20]) > 1.2 * DPI * report.NARROW_INCHES
+
 
 class Verbatim(NamedTuple):
     """Text of a model or a problem, or a command, shown letter by letter under `caption`."""
@@ -129,17 +135,17 @@ class Section(NamedTuple):
 class Evidence:
     """All that the report says; what was not measured is None or empty, and its section is left out.
 
-    `figures` are PNGs by name (arms, claims, power), `power` is power.json, `runs` the lineage of the verdict,
-    `commands` what gives it again, `registration` what became of the checkpoint in the registry.
+    `power` is power.json and `power_png` the figure beside it, `runs` the lineage of the verdict, `commands` what gives
+    it again, `registration` what became of the checkpoint in the registry.
     """
 
     verdict: Verdict
     comparison: Comparison
     base_model: str
     runs: Sequence[StepRun]
-    figures: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     commands: Sequence[str] = ()
     power: Mapping[str, Any] | None = None
+    power_png: bytes = b""
     overlap: Overlap | None = None
     checkpoints: Sequence[Checkpoint] = ()
     samples: Sequence[Shown] = ()
@@ -424,8 +430,16 @@ def _differences(evidence: Evidence) -> list[Block]:
     ]
     claims = [f"{f.claim.arm} minus {f.claim.against} {points(f.difference)}, {f.word}" for f in verdict.findings]
     blocks: list[Block] = [
-        *_picture(evidence, "arms", f"Forest plot of pass@1 and its paired difference to base: {'; '.join(seen)}."),
-        *_picture(evidence, "claims", f"Forest plot of the plan's claims, in points: {'; '.join(claims)}."),
+        Picture(
+            "arms",
+            png(report.forest(found.pass_at_1, found.against_base)),
+            f"Forest plot of pass@1 and its paired difference to base: {'; '.join(seen)}.",
+        ),
+        Picture(
+            "claims",
+            png(report.claims(verdict.findings)),
+            f"Forest plot of the plan's claims, in points: {'; '.join(claims)}.",
+        ),
         _claims(verdict.findings),
         *_outside(found),
     ]
@@ -487,7 +501,7 @@ def _power(evidence: Evidence) -> list[Block]:
         f"Detectable difference over the number of problems, and over samples a problem at fixed budgets; "
         f"{100 * power['detectable_at_n']:.1f} points at {power['n']:,} problems with one sample each."
     )
-    return [Text(said), table, *_picture(evidence, "power", alt)]
+    return [Text(said), table, *([Picture("power", evidence.power_png, alt)] if evidence.power_png else [])]
 
 
 _HEALTH = (
@@ -610,14 +624,10 @@ def _sources(found: Comparison) -> list[str]:
     return sorted(next(iter(found.by_source.values())))
 
 
-def _picture(evidence: Evidence, name: str, alt: str) -> list[Picture]:
-    return [Picture(name, evidence.figures[name], alt)] if name in evidence.figures else []
-
-
 def png(figure: Figure) -> bytes:
-    """`figure` as a PNG, sharp enough for a phone."""
+    """`figure` as a PNG."""
     stream = io.BytesIO()
-    figure.savefig(stream, dpi=130)
+    figure.savefig(stream, dpi=DPI)
     return stream.getvalue()
 
 

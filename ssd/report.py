@@ -18,6 +18,7 @@ from ssd.stats.compare import Difference
 from ssd.stats.estimate import Estimate
 
 WIDTH_INCHES = 7.5
+NARROW_INCHES = 5.2  # of what is read on a phone, too
 NOT_DRAWN, REPEATS = "not drawn", "repeats"
 FATES = ("train", "val", "final", NOT_DRAWN, REPEATS)
 
@@ -181,31 +182,33 @@ def training(history: Mapping[int, Mapping[str, float]], global_batch_size: int)
 
 
 def forest(estimates: Mapping[str, Estimate], against_base: Mapping[str, Difference]) -> Figure:
-    """Left, pass@1 of each arm; right, its paired difference to the base."""
+    """Above, pass@1 of each arm; below, its paired difference to the base."""
     names = list(estimates)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH_INCHES * 1.3, 1.2 + 0.4 * len(names)), sharey=True, layout="constrained"
-    )
-    _draw_intervals(left, names, [estimates[name] for name in names])
-    left.set_xlabel("pass@1 (%)")
-    rows = [against_base.get(name) for name in names]
-    _draw_intervals(right, names, rows)
-    right.axvline(0, color="grey", linestyle=":")
-    right.set_xlabel("paired difference to base (points)")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(NARROW_INCHES, 1.6 + 0.5 * len(names)), height_ratios=(len(names), len(names) - 1),
+        layout="constrained",
+    )  # fmt: skip
+    _draw_intervals(above, names, [estimates[name] for name in names])
+    above.set_xlabel("pass@1 (%)")
+    _draw_intervals(below, list(against_base), list(against_base.values()))
+    below.axvline(0, color="grey", linestyle=":")
+    below.set_xlabel("paired difference to base (points)")
     return _closed(figure)
 
 
 def claims(findings: Sequence[Finding]) -> Figure:
     """The differences that the plan names, with what each says."""
-    labels = [f"{f.claim.arm} - {f.claim.against}: {f.word}" for f in findings]
-    figure = _intervals(labels, [finding.difference for finding in findings], "paired difference (points)")
-    figure.axes[0].axvline(0, color="grey", linestyle=":")
-    return figure
+    labels = [f"{f.claim.arm}\n- {f.claim.against}: {f.word}" for f in findings]
+    figure, axes = plt.subplots(figsize=(NARROW_INCHES, 1 + 0.45 * len(labels)), layout="constrained")
+    _draw_intervals(axes, labels, [finding.difference for finding in findings])
+    axes.axvline(0, color="grey", linestyle=":")
+    axes.set_xlabel("paired difference (points)")
+    return _closed(figure)
 
 
 def by_step(lines: Mapping[str, Mapping[int, Estimate]]) -> Figure:
     """pass@1 with its interval against training step, a line for each label."""
-    figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(NARROW_INCHES, 3.5), layout="constrained")
     for label, of_step in lines.items():
         values, lows, highs = np.array([[100 * x for x in (e.value, e.ci_low, e.ci_high)] for e in of_step.values()]).T
         axes.errorbar(list(of_step), values, [values - lows, highs - values], fmt="o-", capsize=3, label=label)
@@ -217,7 +220,7 @@ def by_step(lines: Mapping[str, Mapping[int, Estimate]]) -> Figure:
 
 def lengths(percentiles: Mapping[str, Mapping[str, float]]) -> Figure:
     """Tokens a sample of each arm: a bar from p10 to p90, a dot at the median, a tick at p99."""
-    figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 1.2 + 0.3 * len(percentiles)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(NARROW_INCHES, 1.2 + 0.3 * len(percentiles)), layout="constrained")
     for height, row in enumerate(percentiles.values()):
         axes.plot([row["p10"], row["p90"]], [height, height], color="C0", linewidth=6, alpha=0.4, solid_capstyle="butt")
         axes.plot(row["p50"], height, "o", color="C0")
@@ -225,7 +228,7 @@ def lengths(percentiles: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.set_yticks(range(len(percentiles)), list(percentiles))
     axes.set_ylim(len(percentiles) - 0.5, -0.5)
     axes.set_xlim(0, None)
-    axes.set_xlabel("tokens a sample: bar p10 to p90, dot median, tick p99")
+    axes.set_xlabel("tokens (bar p10 to p90, dot median, tick p99)")
     axes.grid(axis="x", alpha=0.3)
     return _closed(figure)
 
@@ -237,12 +240,11 @@ def _intervals(labels: Sequence[str], rows: Sequence[Estimate | Difference], xla
     return _closed(figure)
 
 
-def _draw_intervals(axes, labels: Sequence[str], rows: Sequence[Estimate | Difference | None]) -> None:
+def _draw_intervals(axes, labels: Sequence[str], rows: Sequence[Estimate | Difference]) -> None:
     heights = range(len(labels))
     for height, row in zip(heights, rows, strict=True):
-        if row is not None:
-            axes.plot([100 * row.ci_low, 100 * row.ci_high], [height, height], color="C0")
-            axes.plot(100 * row.value, height, "o", color="C0")
+        axes.plot([100 * row.ci_low, 100 * row.ci_high], [height, height], color="C0")
+        axes.plot(100 * row.value, height, "o", color="C0")
     axes.set_yticks(list(heights), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)

@@ -121,7 +121,7 @@ def _stored(name: str, model: str, version: ModelVersion | None, card: str, tags
         _add_files(version.source.removeprefix("models:/"), local, card)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
-    client.update_registered_model(name, "\n".join(f"- @{alias}: {page.MEANING[alias]}" for alias in ALIASES))
+    client.update_registered_model(name, "\n".join(f"- {page.MEANING[alias]}" for alias in ALIASES))
     first = card.index("**")  # a list of versions shows how the description begins: with the verdict
     client.update_model_version(
         name, version.version, page.cut(card[first:], page.MAX_VERSION_DESCRIPTION, "README.md of the version's folder")

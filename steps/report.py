@@ -16,7 +16,6 @@ from ssd.evidence import Checkpoint, Comparison, Shown, StepRun
 from ssd.records import OUTCOMES, Grade, Problem, Sample
 from ssd.stats.estimate import Estimate
 
-FIGURES = {"arms": "compare", "claims": "compare", "power": "power"}
 BESIDE = ("baseline", "power", "search", "evaluate")  # what led to the choices, though no input of the comparison
 TITLE = "Does self-distillation make the model better?"
 
@@ -31,20 +30,16 @@ def report(step: tracking.Step) -> None:
     base_model = tracking.run_of(uri).data.tags["ssd.base_model"]
     runs += _beside(base_model, runs)
     power = next((run for run in runs if run.step == "power"), None)
-    figures = {}
-    for name, of_step in FIGURES.items():
-        run = next((run for run in runs if run.step == of_step), None)
-        if run and (path := _found(run, f"figures/{name}.png")):
-            figures[name] = path.read_bytes()
+    power_png = power and _found(power, "figures/power.png")
     parts = page.sections(
         page.Evidence(
             verdict,
             comparison,
             base_model,
             sorted(runs, key=lambda run: run.started_ms),
-            figures,
             _commands(uri, compared),
             power and tracking.read_json(f"runs:/{power.run_id}/power.json"),
+            power_png.read_bytes() if power_png else b"",
             prepared and tracking.overlap(prepared),
             _checkpoints(runs),
             _samples(comparison),

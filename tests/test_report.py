@@ -1,6 +1,5 @@
 """The report says what was found: verdict and interval first, hostile text as text, a page that needs nothing else."""
 
-import base64
 import html.parser
 import json
 import re
@@ -25,7 +24,6 @@ HOSTILE = (
     "<script>document.title='owned'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>`````</pre>"
     "[a](javascript:b)\u202egnp\x1b[2J\r|"
 )
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 ACCURACY = {
     "base": 0.40,
     "ssd-same-decoding": 0.50,
@@ -78,7 +76,7 @@ def found(accuracy: dict[str, float], **changes) -> page.Evidence:
         for step in (0, 48, 96)
     ]
     given = {
-        "figures": {"arms": PIXEL, "claims": PIXEL}, "commands": ["mlflow run ."], "checkpoints": checkpoints,
+        "commands": ["mlflow run ."], "checkpoints": checkpoints,
         "samples": shown, "overlap": Overlap({"train": 9000, "final": n}, 77, {"equal": 70, "suspected, but kept": 3}),
     }  # fmt: skip
     given |= {"runs": [run]} | changes
