@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("store")
 N = 400
 RATE = Estimate(1.0, 0.0, 0.99, 1.0, N)
 HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_out_rate", "tokens_per_sample")
-BEATEN = {"base": 0.3, "base-tuned-min-p": 0.35, "control": 0.3}  # by a checkpoint at 0.6
+BEATEN = {"base": 0.3, "base-tuned-min-p": 0.35}  # by a checkpoint at 0.6
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ssd import decision, evidence, page, records, tracking
 from ssd.evidence import Arm, Checkpoint, Overlap, Shown, StepRun
@@ -264,7 +265,9 @@ def measured(store, run_step, lab_model, tmp_path_factory) -> dict[str, str]:
         "top_p": 1.0,
     }
     temperatures = {"base": 1.0, "ssd-same-decoding": 0.0, "mine": 0.5}
-    runs = {arm: run_step("evaluate", arm=arm, temperature=t, **common) for arm, t in temperatures.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page.report, "generation", lambda *_: Figure(figsize=(1, 1)))  # slow to draw, and not looked at
+        runs = {arm: run_step("evaluate", arm=arm, temperature=t, **common) for arm, t in temperatures.items()}
     return {arm: f"{arm}=runs:/{run.info.run_id}" for arm, run in runs.items()}
 
 
