@@ -37,13 +37,13 @@ def report(step: tracking.Step) -> None:
             comparison,
             base_model,
             sorted(runs, key=lambda run: run.started_ms),
-            _commands(uri, compared),
-            power and tracking.read_json(f"runs:/{power.run_id}/power.json"),
-            power_png.read_bytes() if power_png else b"",
-            prepared and tracking.overlap(prepared),
-            _checkpoints(runs),
-            _samples(comparison),
-            _registration(uri),
+            commands=_commands(uri, compared),
+            power=power and tracking.read_json(f"runs:/{power.run_id}/power.json"),
+            power_png=power_png.read_bytes() if power_png else b"",
+            overlap=prepared and tracking.overlap(prepared),
+            checkpoints=_checkpoints(runs),
+            samples=_samples(comparison),
+            registration=_registration(uri),
         )
     )
     mlflow.log_text(page.html(TITLE, parts), "report.html")
