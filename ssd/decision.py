@@ -7,7 +7,7 @@ that the verdict is read from has been evaluated.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from ssd.stats import compare, power
 from ssd.stats.compare import Difference
@@ -16,6 +16,7 @@ from ssd.stats.estimate import normal_quantile
 Role = Literal["method", "decoding", "check"]
 Word = Literal["better", "worse", "equivalent", "inconclusive"]
 Promotion = Literal["champion", "candidate", "refused"]
+Row = TypeVar("Row")
 
 
 CHECK: dict[Word, str] = {
@@ -84,7 +85,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the trained model, why, and every finding behind it. `absent` claims lacked an arm."""
+    """What becomes of the trained model, why, and every finding behind it.
+
+    `absent` claims lacked an arm. `reading` counts the comparisons that have read this set, this one among them.
+    """
 
     promotion: Promotion
     reasons: tuple[str, ...]
@@ -92,6 +96,7 @@ class Verdict:
     absent: tuple[Claim, ...]
     evaluated_on: str
     plan: Plan
+    reading: int = 1
 
 
 def decide(
@@ -99,6 +104,7 @@ def decide(
     *,
     chosen_on: Mapping[str, str],
     evaluated_on: str,
+    num_earlier_reads: int = 0,
     plan: Plan = PLAN,
 ) -> Verdict:
     """Apply the plan to the differences that were measured.
@@ -112,6 +118,8 @@ def decide(
         The set (name or digest) that "decoding" and "checkpoint" were chosen on.
     evaluated_on
         The set, named in the same way, that `differences` come from.
+    num_earlier_reads
+        Comparisons with other arms that have read that set before. They change no finding, and the verdict says so.
 
     Returns
     -------
@@ -137,7 +145,14 @@ def decide(
     promotion, reasons = _promote(findings, plan)
     absent = tuple(claim for claim in plan.claims if claim.name not in findings)
     reasons += [f"Not measured: {claim.arm} against {claim.against} ({claim.name})." for claim in absent]
-    return Verdict(promotion, tuple(reasons), tuple(findings.values()), absent, evaluated_on, plan)
+    reading = num_earlier_reads + 1
+    if num_earlier_reads:
+        reasons.append(
+            f"Reading {reading} of this set: {num_earlier_reads} other "
+            f"comparison{'s have' if num_earlier_reads > 1 else ' has'} read it before, so it was not read once, as "
+            "the plan asks, and no p-value here allows for that."
+        )
+    return Verdict(promotion, tuple(reasons), tuple(findings.values()), absent, evaluated_on, plan, reading)
 
 
 def _check_selection(chosen_on: Mapping[str, str], evaluated_on: str, plan: Plan) -> None:
@@ -236,12 +251,83 @@ def _promote(findings: Mapping[str, Finding], plan: Plan) -> tuple[Promotion, li
 
 
 def _sentence(finding: Finding) -> str:
-    difference = finding.difference
-    points = [f"{100 * x:+.1f}" for x in (difference.value, difference.ci_low, difference.ci_high)]
     sentence = (
-        f"{finding.claim.arm} against {finding.claim.against}: {finding.word}, {points[0]} points "
-        f"[{points[1]}, {points[2]}], n = {difference.n}, p = {finding.p_adjusted:.2g}"
+        f"{finding.claim.arm} against {finding.claim.against}: {finding.word}, {_points(finding.difference)}, "
+        f"n = {finding.difference.n}, p = {finding.p_adjusted:.2g}"
     )
     if finding.claim.role != "check":
         sentence += " after Holm"
     return sentence + (f"; about {finding.n_to_decide} problems would decide." if finding.n_to_decide else ".")
+
+
+def _points(difference: Difference) -> str:
+    value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, difference.ci_low, difference.ci_high))
+    return f"{value} points [{low}, {high}]"
+
+
+def what_would_change(verdict: Verdict) -> tuple[str, ...]:
+    """What would lead the plan to another promotion, from what was found and what was not measured."""
+    findings = {finding.claim.name: finding for finding in verdict.findings}
+    method, control = findings.get("method"), findings.get("control")
+    tuned = [finding for finding in verdict.findings if finding.claim.role == "decoding"]
+    changes = []
+    if method is None:
+        changes.append("The method itself was not compared with base at the same decoding: run that arm.")
+    elif method.word != "better":
+        changes.append(f"To be a candidate, {_gap(method)}.")
+    elif verdict.promotion == "refused":
+        changes.append("To be a candidate, the gain would have to be larger than that of the control, by its own test.")
+    if verdict.promotion == "candidate":
+        changes += [f"To be champion, {_gap(finding)}." for finding in tuned if finding.word != "better"]
+        if not tuned:
+            changes.append("To be champion, ssd would have to beat at least one tuned base; none was run.")
+    if verdict.promotion == "champion":
+        nearest = min(tuned, key=lambda finding: finding.difference.ci_low)
+        changes.append(
+            f"An untrained model decoded better than any that was tried. The nearest is {nearest.claim.against}: "
+            f"{_points(nearest.difference)}."
+        )
+    if verdict.promotion != "refused" and control is None:
+        changes.append("A control arm that gains as much: then training as such would explain the gain.")
+    changes += [
+        f"The claim that {claim.arm} is better than {claim.against}, which was not measured."
+        for claim in verdict.absent
+        if claim.role == "decoding"
+    ]
+    changes.append(
+        "Another seed of the training: one checkpoint stands here for the method, and no interval holds the luck of "
+        "its samples and batches."
+    )
+    return tuple(changes)
+
+
+def _gap(finding: Finding) -> str:
+    claim = finding.claim
+    gap = f"{claim.arm} would have to beat {claim.against}, and the difference is {_points(finding.difference)}"
+    if finding.n_to_decide:
+        return f"{gap}: inconclusive; about {finding.n_to_decide:,} problems would decide, were it the true one"
+    return f"{gap}: {finding.word}; more problems would not turn it, another training or decoding might"
+
+
+def verdict_of(content: Mapping[str, Any]) -> Verdict:
+    """The Verdict that verdict.json holds; ValueError where it holds none."""
+    try:
+        claims = {row["name"]: Claim(**row) for row in content["plan"]["claims"]}
+        plan = content["plan"] | {
+            "claims": tuple(claims.values()),
+            "selection_sets": tuple(content["plan"]["selection_sets"]),
+        }
+        findings = tuple(
+            Finding(**row | {"claim": Claim(**row["claim"]), "difference": from_json(Difference, row["difference"])})
+            for row in content["findings"]
+        )
+        absent = tuple(Claim(**row) for row in content["absent"])
+        given = {"reasons": tuple(content["reasons"]), "findings": findings, "absent": absent, "plan": Plan(**plan)}
+        return Verdict(**content | given)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no verdict of docs/plan.md ({error!r})") from error
+
+
+def from_json(kind: type[Row], content: Mapping[str, Any]) -> Row:
+    """`content` as the named tuple `kind`; null becomes NaN."""
+    return kind(**{name: math.nan if value is None else value for name, value in content.items()})

@@ -112,8 +112,6 @@ def log(
         "grader": grading.version(),
     }
     mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
-    if tracking.tag_of(args.model, "step", "") == "train":
-        mlflow.set_tag("ssd.checkpoint_step", number)
     description = (
         f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {name} ({len(samples) // estimate.n} "
         f"samples each) at {decoded}.\n\n"

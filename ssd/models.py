@@ -1,9 +1,11 @@
 """A model is a folder or a hub id: its config, tokenizer, weights and digest, loaded without remote code."""
 
+import contextlib
 import functools
 import hashlib
 from pathlib import Path
 
+import safetensors
 import torch
 import transformers
 
@@ -68,3 +70,26 @@ def digest(model: str) -> str:
         with open(file, "rb") as stream:
             content.update(hashlib.file_digest(stream, "sha256").digest())
     return content.hexdigest()[:32]
+
+
+def same_weights(model: str, other: str) -> bool:
+    """Whether two folders hold equal tensors by name, however they are spread over files."""
+    of_one, of_other = _tensor_files(model), _tensor_files(other)
+    if of_one.keys() != of_other.keys():
+        return False
+    with contextlib.ExitStack() as stack:
+        files = {*of_one.values(), *of_other.values()}
+        opened = {file: stack.enter_context(safetensors.safe_open(file, "pt")) for file in files}
+        return all(
+            torch.equal(opened[of_one[name]].get_tensor(name), opened[of_other[name]].get_tensor(name))
+            for name in of_one
+        )
+
+
+def _tensor_files(folder: str) -> dict[str, Path]:
+    """File of each tensor in `folder`, by name."""
+    found = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safetensors.safe_open(file, "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found

@@ -1,4 +1,4 @@
-"""Figures and Markdown for a person: every figure shows its uncertainty, every table its n."""
+"""Figures, and numbers as text: every figure shows its uncertainty, every table its n. `page` has what is read."""
 
 import warnings
 from collections import Counter
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ssd import splits
-from ssd.decision import Finding, Verdict
+from ssd.decision import Finding
 from ssd.records import Problem
 from ssd.stats import power
 from ssd.stats.compare import Difference
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 WIDTH_INCHES = 7.5
+NARROW_INCHES = 5.2  # of what is read on a phone, too
 NOT_DRAWN, REPEATS = "not drawn", "repeats"
 FATES = ("train", "val", "final", NOT_DRAWN, REPEATS)
 
@@ -207,73 +208,56 @@ def training(history: Mapping[int, Mapping[str, float]], global_batch_size: int)
     return _closed(figure)
 
 
-def by_step(estimates: Mapping[int, Estimate]) -> Figure:
-    """pass@1 with its interval over the training steps; step 0 is the model before training."""
-    figure, axes = plt.subplots(figsize=(WIDTH_INCHES, 3.5), layout="constrained")
-    values = np.array([[row.value, row.value - row.ci_low, row.ci_high - row.value] for row in estimates.values()])
-    axes.errorbar(list(estimates), 100 * values[:, 0], yerr=100 * values[:, 1:].T, fmt="o-", capsize=3)
-    axes.axhline(100 * estimates[0].value, color="grey", linestyle=":", label="before training")
-    axes.set(xlabel="optimizer step", ylabel="pass@1 (%)")
-    axes.legend(fontsize="small")
-    return _closed(figure)
-
-
 def forest(estimates: Mapping[str, Estimate], against_base: Mapping[str, Difference]) -> Figure:
-    """Left, pass@1 of each arm; right, its paired difference to the base."""
+    """Above, pass@1 of each arm; below, its paired difference to the base."""
     names = list(estimates)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH_INCHES * 1.3, 1.2 + 0.4 * len(names)), sharey=True, layout="constrained"
-    )
-    _draw_intervals(left, names, [estimates[name] for name in names])
-    left.set_xlabel("pass@1 (%)")
-    rows = [against_base.get(name) for name in names]
-    _draw_intervals(right, names, rows)
-    right.axvline(0, color="grey", linestyle=":")
-    right.set_xlabel("paired difference to base (points)")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(NARROW_INCHES, 1.6 + 0.5 * len(names)), height_ratios=(len(names), len(names) - 1),
+        layout="constrained",
+    )  # fmt: skip
+    _draw_intervals(above, names, [estimates[name] for name in names])
+    above.set_xlabel("pass@1 (%)")
+    _draw_intervals(below, list(against_base), list(against_base.values()))
+    below.axvline(0, color="grey", linestyle=":")
+    below.set_xlabel("paired difference to base (points)")
     return _closed(figure)
 
 
 def claims(findings: Sequence[Finding]) -> Figure:
     """The differences that the plan names, with what each says."""
-    labels = [f"{f.claim.arm} - {f.claim.against}: {f.word}" for f in findings]
-    figure = _intervals(labels, [finding.difference for finding in findings], "paired difference (points)")
-    figure.axes[0].axvline(0, color="grey", linestyle=":")
-    return figure
+    labels = [f"{f.claim.arm}\n- {f.claim.against}: {f.word}" for f in findings]
+    figure, axes = plt.subplots(figsize=(NARROW_INCHES, 1 + 0.45 * len(labels)), layout="constrained")
+    _draw_intervals(axes, labels, [finding.difference for finding in findings])
+    axes.axvline(0, color="grey", linestyle=":")
+    axes.set_xlabel("paired difference (points)")
+    return _closed(figure)
 
 
-def comparison(
-    estimates: Mapping[str, Estimate],
-    against_base: Mapping[str, Difference],
-    by_source: Mapping[str, Mapping[str, Difference]],
-    names: Mapping[str, str],
-    verdict: Verdict,
-) -> str:
-    """The page of a compare run: arms, claims, verdict, and differences by source where there are several."""
-    n = estimates["base"].n
-    lines = [
-        f"**{verdict.promotion}** · read on {verdict.evaluated_on}, {n:,} problems, by the plan of {verdict.plan.date}"
-    ]
-    lines += [""] + [f"- {reason}" for reason in verdict.reasons]
-    lines += ["", "| arm | decoding | pass@1 (95%) | minus base, paired, points (95%) |", "| --- | --- | --- | --- |"]
-    for arm, estimate in estimates.items():
-        difference = points(against_base[arm]) if arm in against_base else ""
-        lines.append(f"| {arm} | {names[arm].split(' · ')[-1]} | {percent(estimate)} | {difference} |")
-    lines += ["", "The plan's claims, Holm's adjustment over all but the control:"]
-    lines += ["", "| claim | difference, points (95%) | Holm's p | finding |", "| --- | --- | --- | --- |"]
-    for finding in verdict.findings:
-        more = f" ({finding.n_to_decide:,} problems would decide)" if finding.n_to_decide else ""
-        lines.append(
-            f"| {finding.claim.arm} - {finding.claim.against} | {points(finding.difference)} | "
-            f"{p_value(finding.p_adjusted)} | {finding.word}{more} |"
-        )
-    sources = list(next(iter(by_source.values())))
-    if len(sources) > 1:
-        lines += ["", "Minus base by source, paired, points (95%, unadjusted, to look at, not to decide by):", ""]
-        lines += [f"| source | problems | {' | '.join(by_source)} |", "| --- | ---: |" + " --- |" * len(by_source)]
-        for source in sources:
-            row = [differences[source] for differences in by_source.values()]
-            lines.append(f"| {source} | {row[0].n:,} | {' | '.join(map(points, row))} |")
-    return "\n".join(lines)
+def by_step(lines: Mapping[str, Mapping[int, Estimate]]) -> Figure:
+    """pass@1 with its interval against training step, a line for each label."""
+    figure, axes = plt.subplots(figsize=(NARROW_INCHES, 3.5), layout="constrained")
+    for label, of_step in lines.items():
+        values, lows, highs = np.array([[100 * x for x in (e.value, e.ci_low, e.ci_high)] for e in of_step.values()]).T
+        axes.errorbar(list(of_step), values, [values - lows, highs - values], fmt="o-", capsize=3, label=label)
+    axes.set(xlabel="training step", ylabel="pass@1 (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return _closed(figure)
+
+
+def lengths(percentiles: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Tokens a sample of each arm: a bar from p10 to p90, a dot at the median, a tick at p99."""
+    figure, axes = plt.subplots(figsize=(NARROW_INCHES, 1.2 + 0.3 * len(percentiles)), layout="constrained")
+    for height, row in enumerate(percentiles.values()):
+        axes.plot([row["p10"], row["p90"]], [height, height], color="C0", linewidth=6, alpha=0.4, solid_capstyle="butt")
+        axes.plot(row["p50"], height, "o", color="C0")
+        axes.plot(row["p99"], height, "|", color="C0", markersize=10)
+    axes.set_yticks(range(len(percentiles)), list(percentiles))
+    axes.set_ylim(len(percentiles) - 0.5, -0.5)
+    axes.set_xlim(0, None)
+    axes.set_xlabel("tokens (bar p10 to p90, dot median, tick p99)")
+    axes.grid(axis="x", alpha=0.3)
+    return _closed(figure)
 
 
 def curves(by_name: Mapping[str, Mapping[str, Sequence[Estimate]]], temperatures: Sequence[float]) -> Figure:
@@ -504,12 +488,11 @@ def _intervals(labels: Sequence[str], rows: Sequence[Estimate | Difference], xla
     return _closed(figure)
 
 
-def _draw_intervals(axes, labels: Sequence[str], rows: Sequence[Estimate | Difference | None]) -> None:
+def _draw_intervals(axes, labels: Sequence[str], rows: Sequence[Estimate | Difference]) -> None:
     heights = range(len(labels))
     for height, row in zip(heights, rows, strict=True):
-        if row is not None:
-            axes.plot([100 * row.ci_low, 100 * row.ci_high], [height, height], color="C0")
-            axes.plot(100 * row.value, height, "o", color="C0")
+        axes.plot([100 * row.ci_low, 100 * row.ci_high], [height, height], color="C0")
+        axes.plot(100 * row.value, height, "o", color="C0")
     axes.set_yticks(list(heights), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)

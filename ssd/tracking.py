@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,26 +22,30 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
 import pyarrow as pa
+import pyarrow.parquet as pq
 import requests
 import sqlalchemy.exc
 from mlflow.data.pandas_dataset import PandasDataset
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
 from ssd import engines, parameters, records
+from ssd.evidence import Overlap, StepRun
 
 LATEST = "latest"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.projects").setLevel(logging.WARNING)  # `launch` says in one line what it launches
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values are parameters
+ALWAYS_ANEW = ("main", "report")  # what is given by hand; a report finds what was added since
 USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose", "search")  # these log how busy the machine is
 SHARED = ("search",)  # several processes may be at the same work
 WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
@@ -86,11 +91,12 @@ class Step:
         mlflow.log_text(json.dumps(jsonable(content), indent=1), name)
 
 
-def execute(name: str, body: Callable[[Step], None], **inputs: str) -> None:
+def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[argparse.Namespace], str]) -> None:
     """Run `body` as the entry point `name`, with the command line's parameters.
 
     `inputs` names, for each parameter that is an input, the upstream entry point and its artifact that `latest` means,
-    as in `samples="sample/samples"`. Bad input (ValueError) ends in one line, a FAILED run and exit status 2.
+    as in `samples="sample/samples"`, or a function of the step's parameters that finds it. Bad input (ValueError) ends
+    in one line, a FAILED run and exit status 2.
     """
     texts = parameters.parse(name)
     try:
@@ -121,7 +127,7 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str) -> None:
 
 
 def _run(
-    name: str, args: argparse.Namespace, body: Callable[[Step], None], inputs: Mapping[str, str], run: Run
+    name: str, args: argparse.Namespace, body: Callable[[Step], None], inputs: Mapping[str, str | Callable], run: Run
 ) -> None:
     mlflow.set_tags({"step": name, "preset": args.preset, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
     if "mlflow.project.entryPoint" not in run.data.tags:
@@ -141,7 +147,7 @@ def _run(
     base_model = _base_model(args, inputs)
     key = _key(name, vars(args))
     code, clean = code_version()
-    done = find_finished(key) if clean and name != "main" else None
+    done = find_finished(key) if clean and name not in ALWAYS_ANEW else None
     said = ", ".join(f"{parameter}={value}" for parameter, value in changes.items())
     by_preset = f" (preset {args.preset} sets {said})" if said else ""
     if done:
@@ -205,19 +211,24 @@ def find_finished(key: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def finished_runs(entry_point: str) -> list[Run]:
-    """Finished runs of `entry_point` in the active experiment that did their work themselves, newest first."""
-    return _search(f"tags.step = '{entry_point}' and tags.`ssd.key` LIKE '%' and attributes.status = 'FINISHED'")
+def finished_runs(entry_point: str, with_tag: str = "ssd.key") -> list[Run]:
+    """Finished runs of `entry_point` in the active experiment, newest first, by default those that did their work."""
+    return _search(f"tags.step = '{entry_point}' and tags.`{with_tag}` LIKE '%' and attributes.status = 'FINISHED'")
 
 
 def local_path(uri: str) -> str:
-    """Local path of `uri`: `runs:/ID/path` is downloaded where it is remote; anything else is itself."""
-    if not uri.startswith("runs:/"):
+    """Local path of `uri`: `runs:/ID/path` and `models:/...` are downloaded where remote; anything else is itself."""
+    if not uri.startswith(("runs:/", "models:/")):
         return uri
     try:
         return mlflow.artifacts.download_artifacts(uri)
     except TRACKING_ERRORS as error:
         raise ValueError(f"{uri}: no such artifact ({_first_line(error)}); look up the run's id in the UI") from error
+
+
+def read_json(uri: str) -> Any:
+    """Content of the JSON file at `uri`."""
+    return json.loads(Path(local_path(uri)).read_text())
 
 
 def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
@@ -240,10 +251,62 @@ def tag_of(uri: str, tag: str, default: str) -> str:
 
 def run_of(uri: str) -> Run:
     """The run that `uri` (`runs:/ID/path`) points into; ValueError where there is none."""
+    if not uri.startswith("runs:/"):
+        raise ValueError(f"{uri} is no artifact of a run; give runs:/ID/path")
     try:
         return mlflow.get_run(uri.split("/")[1])
     except MlflowException as error:
         raise ValueError(f"{uri}: {_first_line(error)}; look up the run's id in the UI") from error
+
+
+def lineage(uri: str) -> list[StepRun]:
+    """The run that `uri` (`runs:/ID/path`) points into and every run that it was made from, downstream first."""
+    found, waiting = {}, [uri]
+    while waiting:
+        run_id = waiting.pop(0).removeprefix("runs:/").split("/")[0]
+        if run_id not in found:
+            found[run_id] = step_run(run_of(f"runs:/{run_id}"))
+            waiting += [each for value in found[run_id].params.values() for each in re.findall(r"runs:/\w+", value)]
+    return list(found.values())
+
+
+def step_run(run: Run) -> StepRun:
+    """`run` as a record."""
+    params = {name: value for name, value in run.data.params.items() if not name.startswith("input.")}
+    params |= {n.removeprefix("input."): v for n, v in run.data.params.items() if n.startswith("input.")}
+    datasets = {}
+    for row in run.inputs.dataset_inputs:
+        context = next((tag.value for tag in row.tags if tag.key == "mlflow.data.context"), "")
+        datasets[f"{context} {row.dataset.name}"] = row.dataset.digest
+    tags, info = run.data.tags, run.info
+    hours = (info.end_time - info.start_time) / 3.6e6 if info.end_time else math.nan
+    return StepRun(
+        tags.get("step", ""), tags.get("arm", ""), info.run_id, info.experiment_id, info.run_name, params,
+        dict(run.data.metrics), datasets, tags.get("ssd.code", ""), info.start_time, hours,
+    )  # fmt: skip
+
+
+def reads(problems: str) -> set[str]:
+    """The arms of every comparison in the active experiment that has read the set of digest `problems`.
+
+    Deleted runs are among them: what was seen stays seen.
+    """
+    query = f"tags.step = 'compare' and tags.`ssd.problems` = '{problems}'"
+    return {run.data.tags["ssd.arms"] for run in _search(query, ViewType.ALL)}
+
+
+def overlap(prepared: StepRun) -> Overlap:
+    """What the run of `prepare` kept, and what it took out because it repeats something."""
+    removals = pq.read_table(local_path(f"runs:/{prepared.run_id}/removals.parquet"), columns=["rule", "removed"])
+    rules = Counter(row["rule"] if row["removed"] else "suspected, but kept" for row in removals.to_pylist())
+    sizes = {name: int(prepared.metrics.get(f"num_{name}", 0)) for name in ("train", "val", "quick", "final")}
+    return Overlap(sizes, int(prepared.metrics["num_removed"]), dict(rules.most_common()))
+
+
+def parent(uri: str) -> Run | None:
+    """The run that launched the one that `uri` (`runs:/ID/path`) points into."""
+    run_id = run_of(uri).data.tags.get("mlflow.parentRunId")
+    return mlflow.get_run(run_id) if run_id else None
 
 
 def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> None:
@@ -299,8 +362,14 @@ def jsonable(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _resolve(parameter: str, upstream: str, args: argparse.Namespace) -> str:
+def _resolve(parameter: str, upstream: str | Callable[[argparse.Namespace], str], args: argparse.Namespace) -> str:
     value = getattr(args, parameter)
+    if callable(upstream):
+        if value == LATEST:
+            value = upstream(args)
+            mlflow.log_param(f"input.{parameter}", value)
+            print(f"{parameter}={LATEST}: {value}", flush=True)
+        return value
     samples = getattr(args, "samples", "none")
     if value == "lab" and parameter in ("model", "base"):
         upstream = "lab/model"
@@ -400,9 +469,9 @@ def code_version() -> tuple[str, bool]:
     return commit, bool(commit)
 
 
-def _search(query: str) -> list[Run]:
+def _search(query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     return mlflow.search_runs(
-        [mlflow.active_run().info.experiment_id], query, order_by=["start_time DESC"], output_format="list"
+        [mlflow.active_run().info.experiment_id], query, view, order_by=["start_time DESC"], output_format="list"
     )
 
 

@@ -1,101 +1,86 @@
 """Compare the arms pairwise on the same problems, and apply the analysis plan (docs/plan.md).
 
-Reads:  arms (`name=runs:/ID,...`; latest: the newest finished evaluate run of each arm), chosen_on (the set, by
-        name or Parquet file, that decodings and checkpoints were chosen on; no verdict is read on any of it).
-Writes: comparison.json, verdict.json, a forest plot, the differences by source.
+Reads:  arms (`name=runs:/ID,...`, any number of evaluate runs, base among them; latest: the newest finished one of each
+        arm), chosen_on (the set, by name or Parquet file, that decodings and checkpoints were chosen on; no verdict is
+        read on any of it).
+Writes: comparison.json (differences, also by source and by level, health and cost of each arm), verdict.json, figures.
+        Each reading of the evaluated set is counted.
 Run:    mlflow run . -e compare
 """
 
+import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
 
-from ssd import decision, evaluation, grading, parameters, records, report, tracking
+from ssd import decision, evaluation, evidence, grading, page, parameters, records, report, tracking
+from ssd.engines import Decoding
+from ssd.evidence import Arm
 from ssd.records import Grade, Problem
 from ssd.stats import compare as comparing
-from ssd.stats import estimate
+from ssd.stats.estimate import Estimate
+from ssd.stats.power import Cost
 
 SETS = ("train", "val", "quick", "final")
+HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_out_rate", "tokens_per_sample")
+PERCENTILES = ("p10", "p50", "p90", "p99")
 
 
 def compare(step: tracking.Step) -> None:
-    runs = _latest(step) if step.args.arms == tracking.LATEST else _named(step.args.arms)
+    runs = _named(step.args.arms)
     if "base" not in runs or len(runs) < 2:
         raise ValueError(f"arms={step.args.arms}: found {', '.join(runs) or 'none'}; needs base and another arm")
     base = runs["base"]
-    ids, correct, conditions = None, {}, json.loads(base.data.tags["ssd.conditions"])
-    for arm, run in runs.items():
-        comparing.check_comparable(conditions, json.loads(run.data.tags["ssd.conditions"]))
-        if run.data.tags["ssd.base_model"] != base.data.tags["ssd.base_model"]:
-            raise ValueError(
-                f"arm {arm} goes back to the model {run.data.tags['ssd.base_model']}, base to "
-                f"{base.data.tags['ssd.base_model']}; compare arms of one model"
-            )
-        grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
-        ids, correct[arm] = grading.correct(grades)
-    problems_uri = base.data.params.get("input.problems", base.data.params["problems"])
-    problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
-    estimates = {arm: estimate.mean(correct_PS) for arm, correct_PS in correct.items()}
     pairs = [(claim.arm, claim.against) for claim in decision.PLAN.claims]
-    differences = {
-        pair: comparing.paired(correct[pair[0]], correct[pair[1]]) for pair in pairs if set(pair) <= correct.keys()
-    }
-    sources_P = [problems[problem_id].source for problem_id in ids]
-    by_source = {
-        arm: comparing.by_group(correct_PS, correct["base"], sources_P)
-        for arm, correct_PS in correct.items()
-        if arm != "base"
-    }
-    chosen_on = step.args.chosen_on
-    if chosen_on.endswith(".parquet"):
-        seen = {row.problem_id for row in records.read(tracking.local_path(chosen_on), Problem)} & set(ids)
-        if seen:
-            raise ValueError(f"chosen_on={chosen_on} shares {len(seen)} problems with the evaluated set; use another")
-        chosen_on = Path(chosen_on).stem
-    elif chosen_on not in SETS:
-        raise ValueError(f"chosen_on={chosen_on!r} is none of {', '.join(SETS)}; or give the Parquet file of the set")
-    if not differences:
+    present = [pair for pair in pairs if set(pair) <= runs.keys()]
+    if not present:
         raise ValueError(
             f"arms={step.args.arms}: no claim of docs/plan.md is about {' and '.join(runs)}; its pairs are "
             + ", ".join(f"{arm} against {against}" for arm, against in pairs)
         )
+    conditions = json.loads(base.data.tags["ssd.conditions"])
+    _check_comparable(runs, conditions)
+    problems_uri = base.data.params.get("input.problems", base.data.params["problems"])
+    problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
+    chosen_on = _chosen_on(step.args.chosen_on, problems)
+    read = ",".join(sorted(f"{arm}={run.info.run_id}" for arm, run in runs.items()))
+    mlflow.set_tags(
+        {"ssd.problems": conditions["problems"], "ssd.arms": read, "ssd.base_model": base.data.tags["ssd.base_model"]}
+    )
+    num_earlier_reads = len(tracking.reads(conditions["problems"]) - {read})
+    ids, correct = None, {}
+    for arm, run in runs.items():
+        grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
+        ids, correct[arm] = grading.correct(grades)
+    comparison = evidence.compare(
+        {arm: _arm(run) for arm, run in runs.items()},
+        correct,
+        [problems[problem_id].source for problem_id in ids],
+        [problems[problem_id].level for problem_id in ids],
+        conditions,
+        chosen_on,
+    )
     verdict = decision.decide(
-        differences,
+        {(arm, against): comparing.paired(correct[arm], correct[against]) for arm, against in present},
         chosen_on={"decoding": chosen_on, "checkpoint": chosen_on},
         evaluated_on=Path(problems_uri).stem,
+        num_earlier_reads=num_earlier_reads,
     )
-    against_base = {
-        arm: comparing.paired(correct_PS, correct["base"]) for arm, correct_PS in correct.items() if arm != "base"
-    }
-    step.log_json(
-        "comparison.json",
-        {
-            "runs": {arm: run.info.run_id for arm, run in runs.items()},
-            "decodings": {arm: run.info.run_name.split(" · ")[-1] for arm, run in runs.items()},
-            "models": {arm: run.data.params.get("input.model", run.data.params["model"]) for arm, run in runs.items()},
-            "estimates": estimates,
-            "against_base": against_base,
-            "by_source": by_source,
-            "conditions": conditions,
-        },
-    )
+    step.log_json("comparison.json", comparison)
     step.log_json("verdict.json", verdict)
-    mlflow.log_metric("num_problems", len(ids))
-    for (arm, against), difference in differences.items():
-        name = f"{arm}_minus_{against}"
+    mlflow.log_metrics({"num_problems": len(ids), "reading": verdict.reading})
+    for finding in verdict.findings:
+        difference, name = finding.difference, f"{finding.claim.arm}_minus_{finding.claim.against}"
         mlflow.log_metrics(
             {name: difference.value, f"{name}_ci_low": difference.ci_low, f"{name}_ci_high": difference.ci_high,
-             f"{name}_p_value": difference.p_value}
+             f"{name}_p_value": difference.p_value, f"{name}_p_adjusted": finding.p_adjusted}
         )  # fmt: skip
-    mlflow.log_figure(report.forest(estimates, against_base), "figures/arms.png")
+    mlflow.log_figure(report.forest(comparison.pass_at_1, comparison.against_base), "figures/arms.png")
     mlflow.log_figure(report.claims(verdict.findings), "figures/claims.png")
-    step.describe(
-        f"compare · {verdict.promotion}",
-        report.comparison(estimates, against_base, by_source, {a: r.info.run_name for a, r in runs.items()}, verdict),
-        verdict=verdict.promotion,
-    )
+    step.describe(f"compare · {verdict.promotion}", page.comparison(comparison, verdict), verdict=verdict.promotion)
 
 
 def _named(arms: str) -> dict[str, Run]:
@@ -118,22 +103,62 @@ def _named(arms: str) -> dict[str, Run]:
     return runs
 
 
-def _latest(step: tracking.Step) -> dict[str, Run]:
-    runs: dict[str, Run] = {}
+def _check_comparable(runs: Mapping[str, Run], conditions: dict) -> None:
+    model = runs["base"].data.tags["ssd.base_model"]
+    for arm, run in runs.items():
+        comparing.check_comparable(conditions, json.loads(run.data.tags["ssd.conditions"]))
+        if run.data.tags["ssd.base_model"] != model:
+            raise ValueError(
+                f"arm {arm} goes back to the model {run.data.tags['ssd.base_model']}, base to {model}; compare arms "
+                "of one model"
+            )
+
+
+def _chosen_on(given: str, problems: Mapping[str, Problem]) -> str:
+    """Name of the set that choices were made on; ValueError where it shares problems with the evaluated one."""
+    if given.endswith(".parquet"):
+        seen = {row.problem_id for row in records.read(tracking.local_path(given), Problem)} & problems.keys()
+        if seen:
+            raise ValueError(f"chosen_on={given} shares {len(seen)} problems with the evaluated set; use another")
+        return Path(given).stem
+    if given not in SETS:
+        raise ValueError(f"chosen_on={given!r} is none of {', '.join(SETS)}; or give the Parquet file of the set")
+    return given
+
+
+def _arm(run: Run) -> Arm:
+    uri, metrics, nan = f"runs:/{run.info.run_id}", run.data.metrics, float("nan")
+    estimates = tracking.read_json(f"{uri}/estimates.json")["estimates"]
+    decoding = tracking.read_json(f"{uri}/samples/manifest.json")["decoding"]
+    return Arm(
+        run.info.run_id,
+        run.data.params.get("input.model", run.data.params["model"]),
+        str(Decoding(**decoding)),
+        {name: decision.from_json(Estimate, estimates[name]) for name in HEALTH},
+        {name: metrics[f"tokens_per_sample_{name}"] for name in PERCENTILES},
+        Cost(
+            metrics["tokens_per_sample"] * metrics["num_samples"],
+            metrics.get("gpu_hours", nan),
+            metrics.get("gpu_cost", nan),
+        ),
+    )
+
+
+def _latest(args: argparse.Namespace) -> str:
+    """The newest finished evaluation of each arm; where there is none, the two arms of the method's claim."""
+    runs: dict[str, str] = {}
     for run in tracking.finished_runs("evaluate"):
         if "ssd.conditions" in run.data.tags:
-            runs.setdefault(run.data.tags["arm"], run)
-    return runs or _launched(step)
-
-
-def _launched(step: tracking.Step) -> dict[str, Run]:
-    """The two arms of the method's claim, both decoded as the base is."""
-    base = parameters.preset_values(step.args.preset, "baseline")
-    shared = {name: base[name] for name in evaluation.DECODING if name in base}
-    shared["problems"] = f"runs:/{step.launch('prepare')}/final.parquet"
-    arms = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
-    return {a: mlflow.get_run(step.launch("evaluate", arm=a, model=model, **shared)) for a, model in arms.items()}
+            runs.setdefault(run.data.tags["arm"], run.info.run_id)
+    if not runs:
+        base = parameters.preset_values(args.preset, "baseline")
+        shared = {name: base[name] for name in evaluation.DECODING if name in base}
+        shared["problems"] = f"runs:/{tracking.launch('prepare', args.preset, {})}/final.parquet"
+        models = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
+        for arm, model in models.items():
+            runs[arm] = tracking.launch("evaluate", args.preset, {"arm": arm, "model": model, **shared})
+    return ",".join(f"{arm}=runs:/{run_id}" for arm, run_id in reversed(runs.items()))
 
 
 if __name__ == "__main__":
-    tracking.execute("compare", compare)
+    tracking.execute("compare", compare, arms=_latest)

@@ -11,6 +11,7 @@ Run:    mlflow run . -e evaluate -P model=runs:/ID/model
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import mlflow
 
@@ -51,13 +52,16 @@ def _by_step(step: tracking.Step) -> None:
         with mlflow.start_run(nested=True):
             problems, generated = evaluation.generate(of_model, {"samples": decoding})
             estimates[number] = evaluation.log(of_model, step.args.arm, problems, generated["samples"])
-            mlflow.set_tag("mlflow.runName", f"{step.args.arm} · step {number} · {decoding}")
+            name = f"{step.args.arm} · step {number} · {decoding}"
+            mlflow.set_tags({"ssd.checkpoint_step": number, "mlflow.runName": name})
         mlflow.log_metric("pass_at_1_by_step", estimates[number].value, step=number)
-    mlflow.log_figure(report.by_step(estimates), "figures/by_step.png")
+    mlflow.log_figure(report.by_step({step.args.arm: estimates}), "figures/by_step.png")
+    step.log_json("by_step.json", {"decoding": str(decoding), "estimates": estimates})
     table = ["| training step | pass@1 |", "| ---: | --- |"]
     table += [f"| {number} | {report.percent(estimate)} |" for number, estimate in estimates.items()]
     note = f"\n\n{estimates[0].n:,} problems at {decoding}; step 0 is the model before training."
     step.describe(f"{step.args.arm} · by training step · {decoding}", "\n".join(table) + note, arm=step.args.arm)
+    mlflow.set_tags({"ssd.checkpoints_of": run.info.run_id, "split": Path(step.args.problems).stem})
 
 
 def _choose(step: tracking.Step) -> None:

@@ -69,12 +69,14 @@ def main(step: tracking.Step) -> None:
         arms.append(measure("control", trained["control"], recommended))
     compared = step.launch("compare", arms=",".join(arms), chosen_on=quick)
     registered = step.launch("register", verdict=f"runs:/{compared}/verdict.json")
+    reported = step.launch("report", verdict=f"runs:/{compared}/verdict.json")
     summary = "\n\n".join(mlflow.get_run(run).data.tags["mlflow.note.content"] for run in (power, compared, registered))
     step.describe(f"main · {preset}, seed {seed}", summary)
     print(
         "Every run, figure and table: mlflow ui"
         f"{'' if mlflow.get_tracking_uri().startswith('sqlite') else ' (on your tracking server)'}"
-        f", then open experiment {mlflow.active_run().info.experiment_id}, run {compared} (compare).",
+        f", then open experiment {mlflow.active_run().info.experiment_id}, run {reported} (report): report.html "
+        "among its artifacts says what was found.",
         flush=True,
     )
 

@@ -44,7 +44,7 @@ def store(tmp_path_factory):
 def run_step():
     """Runs a step in this process; returns its run."""
 
-    def run(name: str, **parameters: object) -> mlflow.entities.Run:
+    def run(name: str, /, **parameters: object) -> mlflow.entities.Run:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [name, *(f"--{key}={value}" for key, value in parameters.items())])
             runpy.run_module(f"steps.{name}", run_name="__main__")

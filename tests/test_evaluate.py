@@ -56,7 +56,7 @@ def test_every_checkpoint_of_a_training_is_measured_and_the_model_before_it(run_
     run = run_step("evaluate", arm="ssd-by-step", model=f"runs:/{train.info.run_id}", **common)
     of_parent = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
     nested = mlflow.search_runs(filter_string=of_parent, order_by=["start_time"], output_format="list")
-    assert [child.data.tags.get("ssd.checkpoint_step") for child in nested] == [None, "48", "96"]
+    assert [child.data.tags["ssd.checkpoint_step"] for child in nested] == ["0", "48", "96"]
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "pass_at_1_by_step")
     # The same model each time here, and the same seeds: the same number.
     assert {metric.step: metric.value for metric in history} == dict.fromkeys(
