@@ -29,8 +29,10 @@ class OpenAIEngine(Pool):
     num_gpus = math.nan
 
     def __init__(self, model: str, requests: Sequence[Request], urls: str):
-        if not urls:
-            raise ValueError("engine=openai needs its servers: engine=openai:http://host:8000/v1,http://other:8000/v1")
+        if not urls or not all(url.startswith(("http://", "https://")) for url in urls.split(",")):
+            raise ValueError(
+                f"engine=openai:{urls} does not name its servers: engine=openai:http://host:8000/v1,http://other:8000/v1"
+            )
         refuse_penalty_before_truncation(requests, "openai")
         length = max_model_len(requests, models.context_length(model))
         tokenizer = models.load_tokenizer(model)

@@ -225,7 +225,8 @@ def test_a_server_that_does_not_truncate_before_it_tempers_is_refused(lab_model)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("openai", "engine=openai needs its servers"),
+        ("openai", "engine=openai: does not name its servers"),
+        ("openai:banana", "engine=openai:banana does not name its servers"),
         ("openai:http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1 does not answer .*start it, or leave it out"),
         ("replay", "has no manifest.json; give a samples folder"),
         ("transformers:2", "engine=transformers:2 names a place"),
