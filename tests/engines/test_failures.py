@@ -194,7 +194,7 @@ def test_every_setting_is_given_so_that_the_model_s_own_defaults_do_nothing(lab_
         {
             "model": lab_model, "prompt": [1, 2, 3], "seed": 0, "max_tokens": 4, "temperature": 0.7, "top_k": 5,
             "top_p": 0.9, "min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
-            "logprobs": 0, "return_token_ids": True,
+            "logprobs": 0, "return_token_ids": True, "stop": None,
         }
     ]  # fmt: skip
     assert {body["seed"] for body in server.bodies} == {request.seed for request in REQUESTS}
