@@ -170,11 +170,15 @@ def ours(draw: Draw, seed: int) -> list[tuple[int, float]]:
 
         return Attempt(search.race(measure, best_PS, sizes, search.ALPHA), 0)
 
+    trials, spent = [], 0
     for num_trials in itertools.count(1):
-        trials = search.run(study, space, num_trials, attempt)
-        if draw.num_samples > OURS_UNTIL:
+        before, trials = trials, search.run(study, space, num_trials, attempt)
+        # What would be chosen is asked for at the budgets alone.
+        if before and any(spent <= budget < draw.num_samples for budget in BUDGETS):
+            path.append((spent, draw.loss(tuple(search.choose(before, space).params.values()))))
+        spent = draw.num_samples
+        if spent > OURS_UNTIL:
             return path
-        path.append((draw.num_samples, draw.loss(tuple(search.choose(trials, space).params.values()))))
 
 
 METHODS = {

@@ -142,7 +142,7 @@ def study(of: "Study") -> dict[str, Figure]:
     trials = of.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     varied = [name for name in trials[0].params if len({str(trial.params[name]) for trial in trials}) > 1]
     figures = {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style for good
         warnings.simplefilter("ignore")  # that these figures are experimental, or few trials say nothing of importance
         for name, draw, least in (
             ("parallel-coordinates", drawn.plot_parallel_coordinate, 1),
@@ -153,6 +153,8 @@ def study(of: "Study") -> dict[str, Figure]:
             if len(varied) >= least:
                 draw(of, params=varied, target_name="pass@1") if name != "contour" else draw(of, params=varied[:3])
                 figures[name] = _closed(plt.gcf())
+                figures[name].set_size_inches(1.6 * WIDTH_INCHES, 0.8 * WIDTH_INCHES)
+                figures[name].set_layout_engine("constrained" if name != "parallel-coordinates" else "tight")
     return figures
 
 
