@@ -154,7 +154,7 @@ def study(of: "Study") -> dict[str, Figure]:
                 draw(of, params=varied, target_name="pass@1") if name != "contour" else draw(of, params=varied[:3])
                 figures[name] = _closed(plt.gcf())
                 figures[name].set_size_inches(1.6 * WIDTH_INCHES, 0.8 * WIDTH_INCHES)
-                figures[name].set_layout_engine("constrained" if name != "parallel-coordinates" else "tight")
+                figures[name].set_layout_engine("tight")
     return figures
 
 
