@@ -156,9 +156,10 @@ def test_a_heartbeat_is_seen_while_a_trial_lasts(url, monkeypatch):
         time.sleep(0.3)
         return attempt(folder, params, best_PS)
 
+    before = threading.active_count()
     search.run(of, SPACE, 1, slow)
     assert time.time() - of.get_trials()[0].user_attrs["seen_at"] < 5
-    assert threading.active_count() < 10
+    assert threading.active_count() <= before
 
 
 def test_mlflows_storage_is_opened_twice_as_one_study(tmp_path):

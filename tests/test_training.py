@@ -163,7 +163,8 @@ def test_samples_at_temperature_1_teach_nothing_and_truncated_ones_raise_the_kep
 
 def test_two_processes_train_as_one_does(lab_model, samples, tmp_path):
     """The same losses and weights within float32 rounding, and each number logged once."""
-    dataset, logged = rows(samples, 256).dataset.select(range(40)), {1: [], 2: []}
+    dataset, logged = rows(samples, 256).dataset, {1: [], 2: []}
+    dataset = dataset.select(range(len(dataset) // 8 * 8))  # two processes leave out what fills no micro-batch of each
     saved = {
         number: train(
             lab_model, dataset, tmp_path / str(number), global_batch_size=16, num_processes=number,

@@ -307,7 +307,7 @@ def of_clusters(sums_C: ArrayLike, sizes_C: ArrayLike, confidence: float = 0.95)
     Examples
     --------
     >>> [round(x, 3) for x in of_clusters([3.0, 1.0, 8.0], [3, 1, 4])]
-    [1.5, 0.306, 0.183, 2.817, 3]
+    [1.5, 0.39, -0.179, 3.179, 3]
     """
     sums_C, sizes_C = np.asarray(sums_C, dtype=float), np.asarray(sizes_C, dtype=float)
     num_clusters, total = len(sums_C), sizes_C.sum()
