@@ -67,7 +67,8 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
     folder, random = tmp_path / "samples", np.random.default_rng(0)
     requests = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 600, seed=0)
     forked = multiprocessing.get_context("fork")  # imports nothing again
-    num_killed, stored, given = 0, 0, forked.Value("i", 0)
+    # Without a lock, which a killed process would hold for ever.
+    num_killed, stored, given = 0, 0, forked.RawValue("i", 0)
     while num_killed < 20:
         pending = sampling.pending(folder, requests, MANIFEST)
         assert len(pending) == len(requests) - stored
