@@ -336,7 +336,7 @@ def _is_alive(trial: FrozenTrial) -> bool:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass
+            pass  # it lives, under another user
     seen_at = trial.user_attrs.get("seen_at", trial.datetime_start.timestamp())
     return time.time() - seen_at < DEAD_AFTER_S
 
