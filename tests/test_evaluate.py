@@ -6,8 +6,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 
-from ssd import records, tracking
+from ssd import models, records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem
 
@@ -46,22 +47,28 @@ def test_the_best_candidate_of_each_family_is_chosen_and_every_candidate_is_a_ru
     assert {child.data.metrics["num_samples"] for child in nested} == {80}
 
 
-def test_every_checkpoint_of_a_training_is_measured_and_the_model_before_it(run_step, lab_model, problems):
+def test_every_checkpoint_of_a_training_is_measured_and_the_model_before_it(run_step, lab_model, problems, tmp_path):
+    weights = models.load_weights(lab_model, torch.float32)
+    with torch.no_grad():
+        for parameter in weights.parameters():
+            parameter *= 0.9
+    weights.save_pretrained(tmp_path)
+    models.load_tokenizer(lab_model).save_pretrained(tmp_path)
     with mlflow.start_run() as train:
         mlflow.log_param("model", lab_model)
-        for artifact, number in (("model", 96), ("checkpoints/step-000048", 48)):
-            mlflow.log_artifacts(lab_model, artifact)
-            mlflow.set_tags({"step": "train", f"{tracking.CHECKPOINT}{artifact}": number})
+        for folder, name, number in ((tmp_path, "model", 96), (lab_model, "checkpoints/step-000048", 48)):
+            mlflow.log_artifacts(str(folder), name)
+            mlflow.set_tags({"step": "train", f"{tracking.CHECKPOINT}{name}": number})
     common = {"problems": problems, "engine": "transformers", "max_tokens": 40}
     run = run_step("evaluate", arm="ssd-by-step", model=f"runs:/{train.info.run_id}", **common)
     of_parent = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
     nested = mlflow.search_runs(filter_string=of_parent, order_by=["start_time"], output_format="list")
     assert [child.data.tags["ssd.checkpoint_step"] for child in nested] == ["0", "48", "96"]
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "pass_at_1_by_step")
-    # The same model each time here, and the same seeds: the same number.
-    assert {metric.step: metric.value for metric in history} == dict.fromkeys(
-        (0, 48, 96), nested[0].data.metrics["pass_at_1"]
-    )
+    expected = {int(child.data.tags["ssd.checkpoint_step"]): child.data.metrics["pass_at_1"] for child in nested}
+    assert {metric.step: metric.value for metric in history} == expected and expected[0] == expected[48]
+    measured = [artifact(child, "samples/manifest.json")["model"] for child in nested]
+    assert measured == [models.digest(str(folder)) for folder in (lab_model, lab_model, tmp_path)]
 
 
 def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step, lab_model, problems):
