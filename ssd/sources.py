@@ -1,7 +1,7 @@
 """Each public problem set, read from the hub or from a local mirror with the same field names, as `Problem` rows.
 
-Adding a source is one entry in SOURCES. Every row that is not kept is counted under its reason: nothing is lost
-silently, and `raw_rows == len(problems) + sum(dropped.values())` always holds.
+Adding a source is one entry in SOURCES. Every row that is not kept is listed with its reason: nothing is lost
+silently, and `raw_rows == len(problems) + len(dropped)` always holds.
 """
 
 import contextlib
@@ -49,17 +49,21 @@ _OTHER_SCRIPT = re.compile(r"[\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7
 
 
 class Fields(NamedTuple):
-    """What a row function reads from a row, unchecked. `subset` is '' or the set's own name for a part of itself."""
+    """What a row function reads from a row, unchecked.
+
+    `subset` is '' or the set's own name for a part of itself, `unwanted` the reason why the row is left out, or ''.
+    """
 
     problem: Any
     answer: Any
     level: Any = ""
     subset: str = ""
+    unwanted: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One public set. `read_row` returns the row's `Fields`, or the reason why the row is not wanted.
+    """One public set. `read_row` returns the row's `Fields`.
 
     `mirror` lists the files, without suffix, that may hold the set below a mirror directory; the first found is read.
     `revision` is a commit, or a branch whose commit is looked up when the set is loaded. A set with `streaming` is read
@@ -72,19 +76,27 @@ class Source:
     licence: str
     mirror: tuple[str, ...]
     columns: tuple[str, ...]
-    read_row: Callable[[dict], Fields | str]
+    read_row: Callable[[dict], Fields]
     configs: tuple[str | None, ...] = (None,)
     revision: str = "main"
     streaming: bool = False
 
 
 class Loaded(NamedTuple):
-    """What `load` returns: the problems kept, the number of rows dropped by reason, all rows read, and from where."""
+    """What `load` returns: the problems kept, the rows dropped and why, the number of rows read, and from where.
+
+    A dropped row is a Problem as far as it can be: what its fields hold, as text.
+    """
 
     problems: list[Problem]
-    dropped: Counter
+    dropped: list[tuple[Problem, str]]
     raw_rows: int
     uri: str
+
+    @property
+    def reasons(self) -> Counter:
+        """Number of rows dropped, by reason."""
+        return Counter(reason for _, reason in self.dropped)
 
 
 def load(name: str, source_root: str = HUB) -> Loaded:
@@ -115,18 +127,17 @@ def load(name: str, source_root: str = HUB) -> Loaded:
         raise ValueError(
             f"source {name!r} is not known; choose from {', '.join(SOURCES)}, or give a .jsonl or .parquet"
         )
-    problems, dropped, raw_rows = {}, Counter(), 0
+    problems: dict[str, Problem] = {}
+    dropped, raw_rows = [], 0
     for row in rows:
         if raw_rows == 0:
             _check_columns(source, row, uri)
         raw_rows += 1
-        problem = _to_problem(source, row)
-        if isinstance(problem, str):
-            dropped[problem] += 1
-        elif problem.problem_id in problems:
-            dropped["duplicate id"] += 1
-        else:
-            problems[problem.problem_id] = problem
+        fields = source.read_row(row) if isinstance(row, dict) else Fields(None, None, unwanted="not a JSON object")
+        problem = _to_problem(source, fields)
+        reason = fields.unwanted or _why_unusable(fields) or _why_not_gradable(problem)
+        if reason or problems.setdefault(problem.problem_id, problem) is not problem:
+            dropped.append((problem, reason or "duplicate id"))
     if raw_rows == 0:
         raise ValueError(f"{uri}: no rows; source {name} needs the columns {', '.join(source.columns)}")
     return Loaded(list(problems.values()), dropped, raw_rows, uri)
@@ -136,38 +147,38 @@ def _boxed(solution: Any) -> str | None:
     return last_box(solution) if isinstance(solution, str) else None
 
 
-def _hendrycks_math(row: dict) -> Fields | str:
-    if row.get("level") not in ("Level 4", "Level 5"):
-        return WRONG_LEVEL
-    return Fields(row.get("problem"), _boxed(row.get("solution")), row["level"])
+def _hendrycks_math(row: dict) -> Fields:
+    level = row.get("level")
+    unwanted = "" if level in ("Level 4", "Level 5") else WRONG_LEVEL
+    return Fields(row.get("problem"), _boxed(row.get("solution")), level, unwanted=unwanted)
 
 
-def _numinamath(row: dict) -> Fields | str:
+def _numinamath(row: dict) -> Fields:
     return Fields(row.get("problem"), _boxed(row.get("solution")), subset=str(row.get("source") or "unknown"))
 
 
-def _omni_math(row: dict) -> Fields | str:
+def _omni_math(row: dict) -> Fields:
     # Omni-MATH-2 tags a row that needs an image, asks for a proof or has several answers; the clean ones have no tag.
-    if row.get("tags"):
-        return "tagged as not clean"
-    return Fields(row.get("problem"), row.get("answer"), row.get("difficulty"))
+    unwanted = "tagged as not clean" if row.get("tags") else ""
+    return Fields(row.get("problem"), row.get("answer"), row.get("difficulty"), unwanted=unwanted)
 
 
-def _olympiadbench(row: dict) -> Fields | str:
+def _olympiadbench(row: dict) -> Fields:
     answers = row.get("final_answer")
-    if row.get("is_multiple_answer") or (isinstance(answers, list) and len(answers) > 1):
-        return "several answers"
-    if row.get("error"):
-        return "answer with a tolerance"
-    return Fields(row.get("question"), next(iter(answers), None) if isinstance(answers, list) else answers)
+    if isinstance(answers, list) and len(answers) <= 1:
+        answers = next(iter(answers), None)
+    unwanted = "answer with a tolerance" if row.get("error") else ""
+    return Fields(
+        row.get("question"), answers, unwanted="several answers" if row.get("is_multiple_answer") else unwanted
+    )
 
 
-def _gsm8k(row: dict) -> Fields | str:
+def _gsm8k(row: dict) -> Fields:
     answer = row.get("answer")
     return Fields(row.get("question"), answer.split("####")[-1].replace(",", "") if isinstance(answer, str) else None)
 
 
-def _plain(problem: str, answer: str, level: str = "") -> Callable[[dict], Fields | str]:
+def _plain(problem: str, answer: str, level: str = "") -> Callable[[dict], Fields]:
     return lambda row: Fields(row.get(problem), row.get(answer), row.get(level, ""))
 
 
@@ -209,12 +220,23 @@ SOURCES: dict[str, Source] = {source.name: source for source in (
 # fmt: on
 
 
-def _to_problem(source: Source, row: Any) -> Problem | str:
-    """The row as a Problem, or the reason why it is dropped."""
-    fields = source.read_row(row) if isinstance(row, dict) else "not a JSON object"
-    if isinstance(fields, str):
-        return fields
-    problem, answer, level, subset = fields
+def _to_problem(source: Source, fields: Fields) -> Problem:
+    """The row as a Problem, whatever its fields hold."""
+    problem, answer, level = (_text(value) for value in fields[:3])
+    answer = answer.strip().removeprefix("$").removesuffix("$").strip()
+    name = f"{source.name}/{fields.subset}" if fields.subset else source.name
+    digest = hashlib.sha256(" ".join(problem.split()).encode()).hexdigest()[:16]
+    return Problem(f"{name}:{digest}", name, problem, answer, level)
+
+
+def _text(value: Any) -> str:
+    text = "" if value is None or _is_nan(value) else value if isinstance(value, str) else str(value)
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _why_unusable(fields: Fields) -> str:
+    """Why the fields are no statement and one answer, '' where they are."""
+    problem, answer = fields.problem, fields.answer
     if not isinstance(problem, str) or not problem.strip():
         return "no problem statement"
     if _SURROGATE.search(f"{problem}{answer}"):
@@ -225,30 +247,25 @@ def _to_problem(source: Source, row: Any) -> Problem | str:
         return "several answers"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or _is_nan(answer):
         return "no answer"
-    answer = str(answer).strip().removeprefix("$").removesuffix("$").strip()
+    return ""
+
+
+def _why_not_gradable(problem: Problem) -> str:
+    """Why no rule can grade this problem by its final answer, '' where one can as far as the text tells."""
+    text, answer = problem.problem, problem.answer
     if not answer:
         return "no answer"
-    reason = _why_not_gradable(problem, answer)
-    if reason:
-        return reason
-    name = f"{source.name}/{subset}" if subset else source.name
-    digest = hashlib.sha256(" ".join(problem.split()).encode()).hexdigest()[:16]
-    return Problem(f"{name}:{digest}", name, problem, answer, "" if level is None or _is_nan(level) else str(level))
-
-
-def _why_not_gradable(problem: str, answer: str) -> str:
-    """Why no rule can grade this problem by its final answer, '' where one can as far as the text tells."""
-    if _FIGURE.search(problem) and not _DRAWN_IN_TEXT.search(problem):
+    if _FIGURE.search(text) and not _DRAWN_IN_TEXT.search(text):
         return "figure missing"
-    if _CHOICES.search(problem) or _LETTER.fullmatch(answer):
+    if _CHOICES.search(text) or _LETTER.fullmatch(answer):
         return "multiple choice"
-    if _PROOF.search(problem) and not _QUESTION.search(problem):
+    if _PROOF.search(text) and not _QUESTION.search(text):
         return "proof"
-    if _OTHER_SCRIPT.search(problem):
+    if _OTHER_SCRIPT.search(text):
         return "not English"
     if _is_list(answer):
         return "several answers"
-    if _gives_answer(problem, answer):
+    if _gives_answer(text, answer):
         return "answer in the statement"
     return ""
 

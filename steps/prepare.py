@@ -1,8 +1,8 @@
 """Build the problem sets: gradable problems, nothing of the evaluation in the training, quick nested in val.
 
 Reads:  public sets from the hub or a local mirror (`source_root`), or the lab's generator (sources `lab`).
-Writes: train.parquet, val.parquet, quick.parquet, final.parquet where named, removals.parquet, sources.json,
-        data_card.md, figures.
+Writes: train.parquet, val.parquet, quick.parquet, final.parquet where named, removals.parquet (pairs that repeat each
+        other), dropped.parquet (rows that cannot be graded, with the reason), sources.json, data_card.md, figures.
 Run:    mlflow run . -e prepare -P source_root=DIR
 """
 
@@ -20,6 +20,7 @@ from ssd.records import Problem
 from ssd.stats import power
 
 LAB = "lab"
+UNUSABLE = "answer the grader cannot use"
 SETS = ("train", "val", "quick", "final")
 # What is planned with before anything is measured: the variance of one outcome that the method's author assumed, and
 # the share of it that he found between problems ("more than 85%"). `-e power` measures both on the base model.
@@ -35,7 +36,8 @@ CARD = """# Problem sets
 Each problem has one answer that the grader parses and finds equal to itself, and belongs to one set (quick is part of
 val). A problem of train that repeats a problem of any evaluation source was taken out, whether or not that one was
 drawn into val; of problems that repeat each other within a role one was kept. `removals.parquet` lists each pair with
-both texts, its score and rule, and pairs that came close and stayed (`removed` false). Same answer and numbers: taken
+both texts, its score and rule, and pairs that came close and stayed (`removed` false); `dropped.parquet` lists the
+rows that were left out before, each with its reason. Same answer and numbers: taken
 out from a Jaccard similarity of words of {recall.answers_and_numbers:g} on; same answer: {recall.answers:g}; same
 numbers: {recall.numbers:g}. Within a role: {precision.answers_and_numbers:g}, {precision.answers:g} and never.
 
@@ -70,6 +72,11 @@ def prepare(step: tracking.Step) -> None:
             mlflow.log_metric(f"num_{name}", len(problems))
     step.log_table("removals.parquet", pa.Table.from_pylist(list(map(dataclasses.asdict, parts.overlaps)), REMOVALS))
     mlflow.log_metric("num_removed", len(_removed(parts)))
+    dropped = [row for source in loaded.values() for row in source.dropped]
+    listed = records.table(Problem, [problem for problem, _ in dropped])
+    step.log_table(
+        "dropped.parquet", listed.append_column("reason", pa.array([reason for _, reason in dropped], pa.string()))
+    )
     funnel = {name: _funnel(source, parts) for name, source in loaded.items()}
     step.log_json("sources.json", funnel)
     if funnel:
@@ -111,12 +118,12 @@ def _loaded(args, names: Iterable[str]) -> dict[str, sources.Loaded]:
     usable |= grading.gradable(answer for answer, is_usable in usable.items() if not is_usable)
     for name, source in loaded.items():
         problems = [problem for problem in source.problems if usable[problem.answer]]
-        ungradable = Counter({"answer the grader cannot use": len(source.problems) - len(problems)})
-        loaded[name] = source._replace(problems=problems, dropped=source.dropped + ungradable)
+        unusable = [(problem, UNUSABLE) for problem in source.problems if not usable[problem.answer]]
+        loaded[name] = source._replace(problems=problems, dropped=source.dropped + unusable)
         tracking.log_dataset(name, records.table(Problem, problems), context="source", source=source.uri)
         if not problems:
             raise ValueError(
-                f"source {name} ({source.uri}) has no usable problem left: {dict(loaded[name].dropped)}; leave it out"
+                f"source {name} ({source.uri}) has no usable problem left: {dict(loaded[name].reasons)}; leave it out"
             )
     return loaded
 
@@ -154,7 +161,7 @@ def _funnel(source: sources.Loaded, parts: splits.Splits) -> dict[str, int]:
         place |= dict.fromkeys((problem.problem_id for problem in getattr(parts, name)), name)
     for problem in source.problems:
         counts[place.get(problem.problem_id, report.NOT_DRAWN)] += 1
-    return {"rows": source.raw_rows, **{fate: counts[fate] for fate in report.FATES}, **source.dropped}
+    return {"rows": source.raw_rows, **{fate: counts[fate] for fate in report.FATES}, **source.reasons}
 
 
 def _summary(args, parts: splits.Splits, funnel: dict[str, dict[str, int]]) -> str:

@@ -74,6 +74,11 @@ def test_every_row_of_every_source_is_accounted_for(run):
         assert sum(n for fate, n in row.items() if fate != "rows") == row["rows"]
     assert counts["numinamath-cot"]["repeats"] == 17 and counts["numinamath-cot"]["no answer"] == 2
     assert counts["hendrycks_math"]["level below 4 or unknown"] == 20
+    dropped = pq.read_table(artifact(run, "dropped.parquet")).to_pylist()
+    assert Counter(row["reason"] for row in dropped) == {"no answer": 2, "level below 4 or unknown": 20}
+    assert [row["problem"] for row in dropped if row["reason"] == "no answer"] == [
+        text.upper() for text in statements(70, 1)[:2]
+    ]
     assert (counts["beyond-aime"]["val"], counts["omni-math-2"]["val"], counts["omni-math-2"]["not drawn"]) == (
         10,
         50,

@@ -56,8 +56,8 @@ def reason(tmp_path: Path, name: str, **changes) -> str:
     """The one reason for which the source's row is dropped after `changes`, beside the good row."""
     good = ROWS[name][0]
     loaded = load(name, mirror(tmp_path, name, [good, {**good, **changes}]))
-    assert loaded.raw_rows == 2 == len(loaded.problems) + sum(loaded.dropped.values())
-    return next(iter(loaded.dropped))
+    assert loaded.raw_rows == 2 == len(loaded.problems) + len(loaded.dropped)
+    return next(iter(loaded.reasons))
 
 
 def test_every_source_has_a_row_here():
@@ -156,7 +156,7 @@ def test_a_line_that_is_no_json_object_and_broken_unicode_are_counted(tmp_path):
     with open(tmp_path / "beyond-aime/test.jsonl", "ab") as file:
         file.write(b'{"problem": \n[1]\n\n{"problem": "\\ud800", "answer": 1}\n')
     loaded = load("beyond-aime", root)
-    assert loaded.dropped == {"not a JSON object": 2, "not valid Unicode": 1} and loaded.raw_rows == 4
+    assert loaded.reasons == {"not a JSON object": 2, "not valid Unicode": 1} and loaded.raw_rows == 4
 
 
 def test_parquet_and_jsonl_give_the_same_problems(tmp_path):
@@ -233,7 +233,7 @@ def test_the_hub_is_asked_for_each_config_and_the_pinned_revision(hub):
     assert len(hub) == 7
     assert all(how == {"split": "train", "revision": source.revision, "streaming": False} for *_, how in hub)
     assert loaded.uri == f"hf://datasets/{source.hub_id}@{source.revision}" and len(source.revision) == 40
-    assert (loaded.raw_rows, loaded.dropped) == (7, {"duplicate id": 6})
+    assert (loaded.raw_rows, loaded.reasons) == (7, {"duplicate id": 6})
 
 
 def test_a_branch_is_resolved_to_its_commit_which_is_loaded_and_recorded(hub):
@@ -267,7 +267,7 @@ def test_a_file_of_ones_own_is_a_source(tmp_path, suffix):
     loaded = load(str(path))
     [problem] = loaded.problems
     assert (problem.source, problem.answer, problem.level) == ("hmmt", "3", "hard")
-    assert (loaded.dropped, loaded.uri) == ({"no answer": 1}, str(path))
+    assert (loaded.reasons, loaded.uri) == ({"no answer": 1}, str(path))
     with pytest.raises(ValueError, match="nowhere.jsonl: no such file"):
         load(str(tmp_path / "nowhere.jsonl"))
 
@@ -283,10 +283,10 @@ def test_the_real_sets_have_their_published_sizes():
         "hendrycks_math": 7500, "numinamath-cot": 1289, "beyond-aime": 100, "omni-math-2": 2821, "olympiadbench": 675,
         "aimo-validation-aime": 90, "aime_1983_2023": 975, "math-500": 500, "gsm8k": 1319,
     }  # fmt: skip
-    assert raw["hendrycks_math"] - loaded["hendrycks_math"].dropped["level below 4 or unknown"] == 3994
+    assert raw["hendrycks_math"] - loaded["hendrycks_math"].reasons["level below 4 or unknown"] == 3994
     for name, each in loaded.items():
-        assert each.raw_rows == len(each.problems) + sum(each.dropped.values())
+        assert each.raw_rows == len(each.problems) + len(each.dropped)
         assert len({problem.problem_id for problem in each.problems}) == len(each.problems)
         if name != "numinamath-cot":  # its rows often have no answer
-            assert len(each.problems) >= 0.85 * (each.raw_rows - each.dropped["level below 4 or unknown"])
+            assert len(each.problems) >= 0.85 * (each.raw_rows - each.reasons["level below 4 or unknown"])
     assert Counter(p.level for p in loaded["hendrycks_math"].problems).keys() == {"Level 4", "Level 5"}
