@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 import mlflow
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import requests
 import sqlalchemy.exc
@@ -297,8 +298,9 @@ def reads(problems: str) -> set[str]:
 
 def overlap(prepared: StepRun) -> Overlap:
     """What the run of `prepare` kept, and what it took out because it repeats something."""
-    removals = pq.read_table(local_path(f"runs:/{prepared.run_id}/removals.parquet"), columns=["rule", "removed"])
-    rules = Counter(row["rule"] if row["removed"] else "suspected, but kept" for row in removals.to_pylist())
+    removals = local_path(f"runs:/{prepared.run_id}/removals.parquet")
+    pairs = pq.read_table(removals, filters=pc.field("right_id").is_valid())  # the others were dropped before
+    rules = Counter(row["rule"] if row["removed"] else "suspected, but kept" for row in pairs.to_pylist())
     sizes = {name: int(prepared.metrics.get(f"num_{name}", 0)) for name in ("train", "val", "quick", "final")}
     return Overlap(sizes, int(prepared.metrics["num_removed"]), dict(rules.most_common()))
 

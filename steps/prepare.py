@@ -1,8 +1,8 @@
 """Build the problem sets: gradable problems, nothing of the evaluation in the training, quick nested in val.
 
 Reads:  public sets from the hub or a local mirror (`source_root`), or the lab's generator (sources `lab`).
-Writes: train.parquet, val.parquet, quick.parquet, final.parquet where named, removals.parquet (pairs that repeat each
-        other), dropped.parquet (rows that cannot be graded, with the reason), sources.json, data_card.md, figures.
+Writes: train.parquet, val.parquet, quick.parquet, final.parquet where named, removals.parquet, sources.json,
+        data_card.md, figures.
 Run:    mlflow run . -e prepare -P source_root=DIR
 """
 
@@ -36,8 +36,8 @@ CARD = """# Problem sets
 Each problem has one answer that the grader parses and finds equal to itself, and belongs to one set (quick is part of
 val). A problem of train that repeats a problem of any evaluation source was taken out, whether or not that one was
 drawn into val; of problems that repeat each other within a role one was kept. `removals.parquet` lists each pair with
-both texts, its score and rule, and pairs that came close and stayed (`removed` false); `dropped.parquet` lists the
-rows that were left out before, each with its reason. Same answer and numbers: taken
+both texts, its score and rule, pairs that came close and stayed (`removed` false), and each row that was dropped before
+(no `right`, the reason as its rule). Same answer and numbers: taken
 out from a Jaccard similarity of words of {recall.answers_and_numbers:g} on; same answer: {recall.answers:g}; same
 numbers: {recall.numbers:g}. Within a role: {precision.answers_and_numbers:g}, {precision.answers:g} and never.
 
@@ -70,13 +70,10 @@ def prepare(step: tracking.Step) -> None:
             rows = records.table(Problem, problems)
             tracking.log_dataset(name, rows, context=name, source=step.log_table(f"{name}.parquet", rows))
             mlflow.log_metric(f"num_{name}", len(problems))
-    step.log_table("removals.parquet", pa.Table.from_pylist(list(map(dataclasses.asdict, parts.overlaps)), REMOVALS))
+    ungradable = [_without_pair(*row) for source in loaded.values() for row in source.dropped]
+    removals = [*map(dataclasses.asdict, parts.overlaps), *ungradable]
+    step.log_table("removals.parquet", pa.Table.from_pylist(removals, REMOVALS))
     mlflow.log_metric("num_removed", len(_removed(parts)))
-    dropped = [row for source in loaded.values() for row in source.dropped]
-    listed = records.table(Problem, [problem for problem, _ in dropped])
-    step.log_table(
-        "dropped.parquet", listed.append_column("reason", pa.array([reason for _, reason in dropped], pa.string()))
-    )
     funnel = {name: _funnel(source, parts) for name, source in loaded.items()}
     step.log_json("sources.json", funnel)
     if funnel:
@@ -90,6 +87,12 @@ def prepare(step: tracking.Step) -> None:
     step.describe(
         f"prepare · {', '.join(_names(args.train_sources))}", f"{summary}\n\nLicences and rules: [data card]({link})."
     )
+
+
+def _without_pair(problem: Problem, reason: str) -> dict:
+    """The row of the removals of a problem that was dropped before any comparison: it has no `right`."""
+    left = {"left_id": problem.problem_id, "left_problem": problem.problem, "left_answer": problem.answer}
+    return left | {"rule": reason, "removed": True}
 
 
 def _names(sources_given: str) -> list[str]:
