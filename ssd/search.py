@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
+import psutil
 import sqlalchemy
 import yaml
 from numpy.typing import NDArray
@@ -330,13 +331,8 @@ def _requeue(study: Study) -> None:
 
 def _is_alive(trial: FrozenTrial) -> bool:
     host, _, pid = trial.user_attrs.get("worker", " ").partition(" ")
-    if host == socket.gethostname():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # it lives, under another user
+    if host == socket.gethostname() and not psutil.pid_exists(int(pid)):
+        return False
     seen_at = trial.user_attrs.get("seen_at", trial.datetime_start.timestamp())
     return time.time() - seen_at < DEAD_AFTER_S
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -481,21 +482,13 @@ def _end_orphans(key: str) -> None:
     """Mark runs of this work that a kill left RUNNING on this machine."""
     client = mlflow.MlflowClient()
     for run in _search(f"tags.`ssd.key` = '{key}' and attributes.status = 'RUNNING'"):
-        if run.data.tags.get("ssd.host") == socket.gethostname() and not _alive(int(run.data.tags["ssd.pid"])):
+        if run.data.tags.get("ssd.host") == socket.gethostname() and not psutil.pid_exists(
+            int(run.data.tags["ssd.pid"])
+        ):
             client.set_terminated(run.info.run_id, "KILLED")
             for part in _search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'RUNNING'"):
                 if "step" not in part.data.tags:  # a nested run of its own, that no process will end
                     client.set_terminated(part.info.run_id, "KILLED")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _end_with_launcher() -> None:
@@ -505,7 +498,7 @@ def _end_with_launcher() -> None:
         return  # started by hand, perhaps to outlive its shell
 
     def watch() -> None:
-        while os.getppid() == parent and (launcher is None or _alive(int(launcher))):
+        while os.getppid() == parent and (launcher is None or psutil.pid_exists(int(launcher))):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)  # the main thread may be long in one call
