@@ -36,7 +36,6 @@ MAX_THREADS = 4  # half of the work is the interpreter's
 
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL | re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:,|\{,\}|\\!|,\\!)\s?(?=[0-9]{3}(?![0-9]))")
-_PERHAPS_THOUSANDS = re.compile(r"(?:,\}?|\\!)\s?[0-9]{3}(?![0-9])")
 _LETTER = r"[^\W\d_]"
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _WORD = re.compile(rf"{_LETTER}+|{_NUMBER.pattern}")
@@ -109,7 +108,7 @@ def overlaps(
         return []
     there = _features(right)
     joins = [(_Index(there, key), least) for key, least in _joins(point, suspected)]
-    digits = {_digits(problem.answer) for problem in right}
+    digits = {*_digits([problem.answer for problem in right])}
 
     def compare(chunk: Sequence[Problem]) -> list[Overlap]:
         here, scores = _features_of(chunk, digits), {}
@@ -200,12 +199,13 @@ def answer_key(answer: str) -> str:
     return _ZEROS_BEFORE.sub("", key).rstrip(".") if "0" in key or "." in key else key
 
 
-_ALL_BUT_1_TO_9 = bytes(sorted({*range(256)} - {*b"123456789"}))
+_ALL_BUT_1_TO_9 = bytes(sorted({*range(256)} - {*b"123456789\n"}))
 
 
-def _digits(answer: str) -> bytes:
-    """The digits 1 to 9 of an answer, in order: answers with the same key have the same ones."""
-    return unicodedata.normalize("NFKC", answer).encode("ascii", "ignore").translate(None, _ALL_BUT_1_TO_9)
+def _digits(answers: Sequence[str]) -> list[bytes]:
+    """The digits 1 to 9 of each answer, in order: answers with the same key have the same ones."""
+    lines = unicodedata.normalize("NFKC", "\n".join(answer.replace("\n", " ") for answer in answers))
+    return lines.encode("ascii", "ignore").translate(None, _ALL_BUT_1_TO_9).split(b"\n")
 
 
 def _joins(point: OperatingPoint, suspected: float) -> list[tuple[str, float]]:
@@ -283,11 +283,10 @@ def _by_chunk(work: Callable[[Sequence[Problem]], Result], problems: Sequence[Pr
 
 def _features_of(problems: Sequence[Problem], digits: Collection[bytes] | None = None) -> _Features:
     """Features of one chunk. An answer whose digits are not among `digits` gets no key: it need only differ."""
-    texts = [_ready(problem.problem) for problem in problems]
-    keys = [
-        answer_key(problem.answer) if digits is None or _digits(problem.answer) in digits else problem.answer
-        for problem in problems
-    ]
+    texts = _ready([problem.problem for problem in problems])
+    keys = [problem.answer for problem in problems]
+    for i in [i for i, found in enumerate(_digits(keys)) if digits is None or found in digits]:
+        keys[i] = answer_key(keys[i])
     answers = np.fromiter(map(hash, keys), np.int64, len(keys)).view(np.uint64)
     tokens, is_number, row = _tokens(texts)
     numbers = _sums(_mixed(tokens[is_number] + _ODD), row[is_number], len(texts))
@@ -303,15 +302,35 @@ def _features_of(problems: Sequence[Problem], digits: Collection[bytes] | None =
     return _Features(words, num_words, answers, numbers, words_and_numbers, _mixed(numbers) ^ answers)
 
 
-def _ready(text: str) -> bytes:
-    """`text` as bytes, rid of the rarities that `_tokens` does not know; most texts have none."""
-    if not text.isascii():
-        text = _SIGN_BEYOND_ASCII.sub(" ", unicodedata.normalize("NFKC", text).lower())
-    if "[asy]" in text.lower():
-        text = _DRAWING.sub(" ", text)
-    if _PERHAPS_THOUSANDS.search(text):
-        text = _THOUSANDS.sub("", text)
-    return text.encode()
+def _ready(texts: list[str]) -> list[str]:
+    """`texts` rid of the rarities that `_tokens` does not know; most texts have none."""
+    texts = [
+        text if text.isascii() else _SIGN_BEYOND_ASCII.sub(" ", unicodedata.normalize("NFKC", text).lower())
+        for text in texts
+    ]
+    texts = [_DRAWING.sub(" ", text) if "[" in text and "[asy]" in text.lower() else text for text in texts]
+    for i in _perhaps_thousands(texts):
+        texts[i] = _THOUSANDS.sub("", texts[i])
+    return texts
+
+
+def _perhaps_thousands(texts: Sequence[str]) -> list[int]:
+    """Which texts may match _THOUSANDS: three digits stand within three bytes of a comma or exclamation mark."""
+    raw, start = _joined(texts)
+    raw = np.frombuffer(raw, np.uint8)
+    digit = (raw >= ord("0")) & (raw <= ord("9"))
+    mark = np.flatnonzero((raw[:-5] == ord(",")) | (raw[:-5] == ord("!")))
+    is_near = np.logical_or.reduce([digit[mark + k] & digit[mark + k + 1] & digit[mark + k + 2] for k in (1, 2, 3)])
+    return np.unique(np.searchsorted(start, mark[is_near], "right") - 1).tolist()
+
+
+def _joined(texts: Sequence[str]) -> tuple[bytes, np.ndarray]:
+    """All texts as one, line after line between two line ends and eight bytes beyond, and the place of each in it."""
+    raw = b"".join([b"\n", "\n".join(texts).encode(), b"\n", bytes(8)])
+    num_bytes = np.fromiter(map(len, texts), np.int64, len(texts))
+    for i in [i for i, text in enumerate(texts) if not text.isascii()]:
+        num_bytes[i] = len(texts[i].encode())
+    return raw, np.cumsum(num_bytes + 1) - num_bytes
 
 
 _LOWER = bytes(range(256)).lower()
@@ -325,14 +344,13 @@ _ZERO, _ODD = np.uint64(0), np.uint64(0x9E3779B97F4A7C15)
 _WORD_BITS, _WORD_MASK = np.uint64(WORD_BITS), np.uint64((1 << WORD_BITS) - 1)
 
 
-def _tokens(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Words and numbers of all texts in order: 64-bit hash of each, whether it is a number, and its text's place."""
-    raw, start, length, is_number = _split(texts)
+    raw, first = _joined(texts)
+    raw, start, length, is_number = _split(raw)
     tokens = _hashes(raw, start, length)
-    row = np.repeat(
-        np.arange(len(texts), dtype=np.uint64),
-        np.diff(np.searchsorted(start, np.cumsum([1, *(len(text) + 1 for text in texts)]))),
-    )
+    ends = np.append(np.searchsorted(start, first), len(start))
+    row = np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(ends))
     synonym = np.flatnonzero(np.isin(tokens, _SYNONYM_HASHES))
     place = np.searchsorted(_SYNONYM_HASHES, tokens[synonym])
     tokens[synonym], is_number[synonym] = _MEANT_HASHES[place], _MEANT_NUMBER[place]
@@ -341,9 +359,9 @@ def _tokens(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return np.delete(tokens, command), np.delete(is_number, command), np.delete(row, command)
 
 
-def _split(texts: Sequence[bytes]) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray]:
-    """All texts as one, in lower case, and of each word or number in it the start, the length and whether it is one."""
-    raw = b"".join([b"\n", *(part for text in texts for part in (text, b"\n")), bytes(8)]).translate(_LOWER)
+def _split(raw: bytes) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray]:
+    """`raw` in lower case, and of each word or number in it the start, the length and whether it is a number."""
+    raw = raw.translate(_LOWER)
     kind = np.frombuffer(bytearray(raw.translate(_KIND)), np.uint8)
     dots = np.flatnonzero(kind == _DOT)
     kind[dots] = np.where((kind[dots - 1] == _DIGITS) & (kind[dots + 1] == _DIGITS), _DIGITS, 0)
@@ -374,7 +392,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _hashes_of(words: Iterable[str]) -> np.ndarray:
-    return np.concatenate([_hashes(*_split([word.encode()])[:3]) for word in words])
+    return np.concatenate([_hashes(*_split(_joined([word])[0])[:3]) for word in words])
 
 
 _COMMAND_HASHES = _hashes_of([*_FONTS, *_SPACING])
