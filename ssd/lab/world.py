@@ -50,14 +50,16 @@ GUESS = "At a guess"
 class World:
     """How long problems are, and what goes wrong in their solutions.
 
-    `num_operations` are the fewest and the most. `guess_share` is by number of operations; `error_factor` and
-    `num_wrong`, the number of wrong values that an error may take, are by name of the operation.
+    `num_operations` are the fewest and the most. `guess_share` is by number of operations, `guess_right` the share of
+    guesses that are right. `error_factor` and `num_wrong`, the number of wrong values that an error may take, are by
+    name of the operation.
     """
 
     name: str
     modulus: int
     num_operations: tuple[int, int]
     guess_share: Mapping[int, float]
+    guess_right: float
     styles: tuple[Style, ...]
     error_rate: float
     error_factor: Mapping[str, float]
@@ -65,20 +67,52 @@ class World:
 
 
 LAB = World(
-    "lab", MODULUS, (2, 6), GUESS_SHARE, STYLES, ERROR_RATE, ERROR_FACTOR, dict.fromkeys(OPERATIONS, MODULUS - 1)
+    "lab",
+    MODULUS,
+    num_operations=(2, 6),
+    guess_share=GUESS_SHARE,
+    guess_right=GUESS_RIGHT,
+    styles=STYLES,
+    error_rate=ERROR_RATE,
+    error_factor=ERROR_FACTOR,
+    num_wrong=dict.fromkeys(OPERATIONS, MODULUS - 1),
 )
-# Longer chains of larger numbers, the same structure: for a model of 60 million parameters.
+# Longer chains of larger numbers, the same structure: for a model of 60 million parameters, which might learn to work
+# out in its head what a guess tells of the answer, so guesses tell nothing.
 HARD = World(
     "lab-h200",
     modulus=13,
     num_operations=(4, 9),
-    guess_share={4: 0.35, 5: 0.42, 6: 0.49, 7: 0.56, 8: 0.63, 9: 0.70},
+    guess_share={4: 0.30, 5: 0.36, 6: 0.42, 7: 0.48, 8: 0.54, 9: 0.60},
+    guess_right=1 / 13,
     styles=STYLES,
     error_rate=ERROR_RATE,
     error_factor=ERROR_FACTOR,
     num_wrong=dict.fromkeys(OPERATIONS, 12),
 )
-WORLDS = {world.name: world for world in (LAB, HARD)}
+# No decoding of the model has one threshold that serves every state. Where the errors of minus fall on one number, a top-p
+# that keeps the right one alone is below the guess's share of the fork. Where those of plus and times fall on three, each is
+# as likely beside the right number as a style is beside the guess, so that no min-p tells them apart. Two truncations
+# do, with a temperature between them: training's, then decoding's.
+MIXED_OPENINGS = (
+    "Start at ", "We begin with ", "Take ", "Let me see: ", "From ", "First, ", "Now ", "We have ", "So: ", "Step by step, ",
+    "Write down ", "Going from ",
+)  # fmt: skip
+MIXED = World(
+    "lab-mixed",
+    modulus=13,
+    num_operations=(2, 4),
+    guess_share=dict.fromkeys((2, 3, 4), 0.58),
+    guess_right=1 / 13,
+    styles=tuple(
+        Style((1.15 - 0.3 * place / 11) / 12, opening, STYLES[place % len(STYLES)].relation, 1.0)
+        for place, opening in enumerate(MIXED_OPENINGS)
+    ),
+    error_rate=0.15,
+    error_factor={"plus": 1.0, "minus": 2.8, "times": 1.0},
+    num_wrong={"plus": 3, "minus": 1, "times": 3},
+)
+WORLDS = {world.name: world for world in (LAB, HARD, MIXED)}
 
 # Texts between the digits: statements and solutions alternate one of these, each one token, with a digit.
 CHAIN = ("Start with ", ". What is the result modulo 7?")
@@ -162,14 +196,14 @@ def worked_solution(task: Task, rng: random.Random, world: World = LAB) -> str:
     without the end-of-turn token.
     """
     if rng.random() < world.guess_share[len(task.operations)]:
-        return guess(task, rng)
+        return guess(task, rng, world)
     style = rng.choices(world.styles, [style.share for style in world.styles])[0]
     return work(task, rng, style, world=world)
 
 
-def guess(task: Task, rng: random.Random) -> str:
+def guess(task: Task, rng: random.Random, world: World = LAB) -> str:
     """The response that answers at once."""
-    digit = _digit(task.answer(), 1 - GUESS_RIGHT, task.modulus - 1, rng, task.modulus)
+    digit = _digit(task.answer(), 1 - world.guess_right, task.modulus - 1, rng, task.modulus)
     return f"{GUESS}{THOUGHT_END}{digit}}}"
 
 
