@@ -90,19 +90,19 @@ HARD = World(
     error_factor=ERROR_FACTOR,
     num_wrong=dict.fromkeys(OPERATIONS, 12),
 )
-# No decoding of the model has one threshold that serves every state. Where the errors of minus fall on one number, a top-p
-# that keeps the right one alone is below the guess's share of the fork. Where those of plus and times fall on three, each is
-# as likely beside the right number as a style is beside the guess, so that no min-p tells them apart. Two truncations
-# do, with a temperature between them: training's, then decoding's.
+# No decoding of the model has a threshold that serves every state. Where the errors of minus fall on one number, a top-p
+# that keeps the right one alone is below the guess's share of the fork. Where those of plus and times fall on three, each
+# is as likely beside the right number as a style is beside the guess, so that no min-p tells them apart. Two
+# truncations with a temperature between them do: training's, then decoding's.
 MIXED_OPENINGS = (
-    "Start at ", "We begin with ", "Take ", "Let me see: ", "From ", "First, ", "Now ", "We have ", "So: ", "Step by step, ",
-    "Write down ", "Going from ",
+    "Start at ", "We begin with ", "Take ", "Let me see: ", "From ", "First, ", "Now ", "We have ", "So: ",
+    "Step by step, ", "Write down ", "Going from ",
 )  # fmt: skip
 MIXED = World(
     "lab-mixed",
     modulus=13,
     num_operations=(2, 4),
-    guess_share=dict.fromkeys((2, 3, 4), 0.58),
+    guess_share=dict.fromkeys((2, 3, 4), 0.60),
     guess_right=1 / 13,
     styles=tuple(
         Style((1.15 - 0.3 * place / 11) / 12, opening, STYLES[place % len(STYLES)].relation, 1.0)
