@@ -90,10 +90,10 @@ HARD = World(
     error_factor=ERROR_FACTOR,
     num_wrong=dict.fromkeys(OPERATIONS, 12),
 )
-# No decoding of the model has a threshold that serves every state. Where the errors of minus fall on one number, a top-p
-# that keeps the right one alone is below the guess's share of the fork. Where those of plus and times fall on three, each
-# is as likely beside the right number as a style is beside the guess, so that no min-p tells them apart. Two
-# truncations with a temperature between them do: training's, then decoding's.
+# No decoding of the model has a threshold that serves every state. Where the errors of minus fall on one number, a
+# top-p that keeps the right one alone is below the guess's share of the fork. Where those of plus and times fall on
+# three, each is as likely beside the right number as a style is beside the guess, so that no min-p tells them apart.
+# Two truncations with a temperature between them do: training's, then decoding's.
 MIXED_OPENINGS = (
     "Start at ", "We begin with ", "Take ", "Let me see: ", "From ", "First, ", "Now ", "We have ", "So: ",
     "Step by step, ", "Write down ", "Going from ",
