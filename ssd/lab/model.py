@@ -63,8 +63,8 @@ SMALL = Recipe(
 LARGE = Recipe(
     Qwen3_5ForCausalLM,
     {
-        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "head_dim": 128, "linear_num_key_heads": 6, "linear_num_value_heads": 6,
+        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 128, "linear_num_key_heads": 8, "linear_num_value_heads": 8,
         "linear_key_head_dim": 128, "linear_value_head_dim": 128,
     },
     torch.bfloat16, batch_size=512, num_parts=1, num_workers=4,
