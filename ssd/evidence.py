@@ -141,19 +141,16 @@ def read(verdict_json: str | os.PathLike, comparison_json: str | os.PathLike) ->
     return verdict, comparison_of(json.loads(Path(comparison_json).read_text()))
 
 
+def arm_of(content: Mapping[str, Any]) -> Arm:
+    """The Arm that was written as the JSON object `content`."""
+    health = {rate: from_json(Estimate, row) for rate, row in content["health"].items()}
+    return Arm(**content | {"health": health, "spent": from_json(Cost, content["spent"])})
+
+
 def comparison_of(content: Mapping[str, Any]) -> Comparison:
     """The Comparison that comparison.json holds; ValueError where it holds none."""
     try:
-        arms = {
-            name: Arm(
-                **arm
-                | {
-                    "health": {rate: from_json(Estimate, row) for rate, row in arm["health"].items()},
-                    "spent": from_json(Cost, arm["spent"]),
-                }
-            )
-            for name, arm in content["arms"].items()
-        }
+        arms = {name: arm_of(arm) for name, arm in content["arms"].items()}
         groups = {
             field: {
                 arm: {group: from_json(Difference, row) for group, row in of.items()}

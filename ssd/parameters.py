@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("sample control", "evaluate search")  # sections of a preset over those of their entry point
 # An arm is no path, whatever folder has its name.
 MAY_BE_PATHS = ("model", "problems", "samples", "grades", "decodings", "space", "verdict", "chosen_on")
-MAY_BE_PATHS += ("source_root", "train_sources", "val_sources", "final_sources", "base", "control")
+MAY_BE_PATHS += ("arms", "source_root", "train_sources", "val_sources", "final_sources", "base", "control")
 AT_LEAST = dict.fromkeys(("n", "num_steps", "num_texts", "train_size", "val_size", "quick_size"), 1)
 AT_LEAST |= dict.fromkeys(("global_batch_size", "max_length", "save_steps"), 1) | {"final_size": 0, "lora_rank": 0}
 AT_LEAST |= dict.fromkeys(("trials", "trainings"), 1)

@@ -1,20 +1,27 @@
 """Compare the arms pairwise on the same problems, and apply the analysis plan (docs/plan.md).
 
 Reads:  arms (`name=runs:/ID,...`, any number of evaluate runs, base among them; latest: the newest finished one of each
-        arm), chosen_on (the set, by name or Parquet file, that decodings and checkpoints were chosen on; no verdict is
-        read on any of it).
-Writes: comparison.json (differences, also by source and by level, health and cost of each arm), verdict.json, figures.
-        Each reading of the evaluated set is counted.
+        arm; or the arms.parquet of another comparison), chosen_on (the set, by name or Parquet file, that decodings and
+        checkpoints were chosen on; no verdict is read on any of it; arms.parquet names its own).
+Writes: comparison.json (differences, also by source and by level, health and cost of each arm), verdict.json, figures;
+        arms.parquet, all that these were made from: what was right, by problem and arm. Each reading of the evaluated
+        set is counted.
 Run:    mlflow run . -e compare
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from mlflow.entities import Run
+from numpy.typing import NDArray
 
 from ssd import decision, evaluation, evidence, grading, page, parameters, records, report, tracking
 from ssd.engines import Decoding
@@ -29,49 +36,47 @@ HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_ou
 PERCENTILES = ("p10", "p50", "p90", "p99")
 
 
+KEY = b"ssd.arms"  # what arms.parquet says besides its rows
+
+
+class Measured(NamedTuple):
+    """Arms on the same problems: correct_PS of each, and all else that a comparison says of them."""
+
+    arms: dict[str, Arm]
+    correct: dict[str, NDArray]
+    ids_P: list[str]
+    sources_P: list[str]
+    levels_P: list[str]
+    conditions: dict[str, Any]
+    base_model: str
+    evaluated_on: str
+    chosen_on: str
+
+
 def compare(step: tracking.Step) -> None:
-    runs = _named(step.args.arms)
-    if "base" not in runs or len(runs) < 2:
-        raise ValueError(f"arms={step.args.arms}: found {', '.join(runs) or 'none'}; needs base and another arm")
-    base = runs["base"]
+    measured = _of_file(step.args.arms) if step.args.arms.endswith(".parquet") else _of_runs(step)
+    arms, correct, conditions = measured.arms, measured.correct, measured.conditions
     pairs = [(claim.arm, claim.against) for claim in decision.PLAN.claims]
-    present = [pair for pair in pairs if set(pair) <= runs.keys()]
+    present = [pair for pair in pairs if set(pair) <= arms.keys()]
     if not present:
         raise ValueError(
-            f"arms={step.args.arms}: no claim of docs/plan.md is about {' and '.join(runs)}; its pairs are "
+            f"arms={step.args.arms}: no claim of docs/plan.md is about {' and '.join(arms)}; its pairs are "
             + ", ".join(f"{arm} against {against}" for arm, against in pairs)
         )
-    conditions = json.loads(base.data.tags["ssd.conditions"])
-    _check_comparable(runs, conditions)
-    problems_uri = base.data.params.get("input.problems", base.data.params["problems"])
-    problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
-    chosen_on = _chosen_on(step.args.chosen_on, problems)
-    read = ",".join(sorted(f"{arm}={run.info.run_id}" for arm, run in runs.items()))
-    mlflow.set_tags(
-        {"ssd.problems": conditions["problems"], "ssd.arms": read, "ssd.base_model": base.data.tags["ssd.base_model"]}
-    )
+    read = ",".join(sorted(f"{name}={arm.run_id}" for name, arm in arms.items()))
+    mlflow.set_tags({"ssd.problems": conditions["problems"], "ssd.arms": read, "ssd.base_model": measured.base_model})
     num_earlier_reads = len(tracking.reads(conditions["problems"]) - {read})
-    ids, correct = None, {}
-    for arm, run in runs.items():
-        grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
-        ids, correct[arm] = grading.correct(grades)
-    comparison = evidence.compare(
-        {arm: _arm(run) for arm, run in runs.items()},
-        correct,
-        [problems[problem_id].source for problem_id in ids],
-        [problems[problem_id].level for problem_id in ids],
-        conditions,
-        chosen_on,
-    )
+    comparison = evidence.compare(arms, correct, measured.sources_P, measured.levels_P, conditions, measured.chosen_on)
     verdict = decision.decide(
         {(arm, against): comparing.paired(correct[arm], correct[against]) for arm, against in present},
-        chosen_on={"decoding": chosen_on, "checkpoint": chosen_on},
-        evaluated_on=Path(problems_uri).stem,
+        chosen_on={"decoding": measured.chosen_on, "checkpoint": measured.chosen_on},
+        evaluated_on=measured.evaluated_on,
         num_earlier_reads=num_earlier_reads,
     )
+    step.log_table("arms.parquet", _table(measured))
     step.log_json("comparison.json", comparison)
     step.log_json("verdict.json", verdict)
-    mlflow.log_metrics({"num_problems": len(ids), "reading": verdict.reading})
+    mlflow.log_metrics({"num_problems": len(measured.ids_P), "reading": verdict.reading})
     for finding in verdict.findings:
         difference, name = finding.difference, f"{finding.claim.arm}_minus_{finding.claim.against}"
         mlflow.log_metrics(
@@ -81,6 +86,58 @@ def compare(step: tracking.Step) -> None:
     mlflow.log_figure(report.forest(comparison.pass_at_1, comparison.against_base), "figures/arms.png")
     mlflow.log_figure(report.claims(verdict.findings), "figures/claims.png")
     step.describe(f"compare · {verdict.promotion}", page.comparison(comparison, verdict), verdict=verdict.promotion)
+
+
+def _of_runs(step: tracking.Step) -> Measured:
+    runs = _named(step.args.arms)
+    if "base" not in runs or len(runs) < 2:
+        raise ValueError(f"arms={step.args.arms}: found {', '.join(runs) or 'none'}; needs base and another arm")
+    base = runs["base"]
+    conditions = json.loads(base.data.tags["ssd.conditions"])
+    _check_comparable(runs, conditions)
+    problems_uri = base.data.params.get("input.problems", base.data.params["problems"])
+    problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
+    chosen_on = _chosen_on(step.args.chosen_on, problems)
+    ids, correct = [], {}
+    for arm, run in runs.items():
+        grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
+        ids, correct[arm] = grading.correct(grades)
+    return Measured(
+        {arm: _arm(run) for arm, run in runs.items()},
+        correct,
+        ids,
+        [problems[problem_id].source for problem_id in ids],
+        [problems[problem_id].level for problem_id in ids],
+        conditions,
+        base.data.tags["ssd.base_model"],
+        Path(problems_uri).stem,
+        chosen_on,
+    )
+
+
+def _table(measured: Measured) -> pa.Table:
+    """A row a problem: its id, source and level, and for each arm which of its samples are right."""
+    columns = {"problem_id": measured.ids_P, "source": measured.sources_P, "level": measured.levels_P}
+    rows = pa.table(
+        columns | {arm: pa.array((correct_PS == 1).tolist()) for arm, correct_PS in measured.correct.items()}
+    )
+    said = {name: getattr(measured, name) for name in ("arms", "conditions", "base_model", "evaluated_on", "chosen_on")}
+    said["arms"] = {name: dataclasses.asdict(arm) for name, arm in measured.arms.items()}
+    return rows.replace_schema_metadata({KEY: json.dumps(tracking.jsonable(said))})
+
+
+def _of_file(path: str) -> Measured:
+    try:
+        rows = pq.read_table(path)
+        said = json.loads(rows.schema.metadata[KEY])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ValueError(f"arms={path} is no arms.parquet of a comparison ({error}); give that, or runs") from error
+    return Measured(
+        {name: evidence.arm_of(arm) for name, arm in said.pop("arms").items()},
+        {name: np.array(rows[name].to_pylist(), dtype=float) for name in rows.column_names[3:]},
+        *(rows[name].to_pylist() for name in ("problem_id", "source", "level")),
+        **said,
+    )
 
 
 def _named(arms: str) -> dict[str, Run]:

@@ -42,7 +42,7 @@ def diagnose(step: tracking.Step) -> None:
     from_base = {id(row[0]) for rows, manifest in carriers if _is_plain(manifest, base) for row in rows}
     drawn_T = np.array([id(text.sample) in from_base for text in texts])
     truth_N = None
-    if set(world.fragments()) <= tokenizer.get_vocab().keys():
+    if any(set(world.fragments(each)) <= tokenizer.get_vocab().keys() for each in world.WORLDS.values()):
         kinds = [world.kinds(tokenizer.convert_ids_to_tokens(text.sample.token_ids)) for text in texts]
         truth_N = np.array(list(itertools.chain.from_iterable(kinds)))
     found = diagnostics.summary(measured, drawn_T, truth_N)

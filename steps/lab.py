@@ -1,4 +1,4 @@
-"""Train the lab's base model, whose world has a known answer, from scratch on this machine.
+"""Train a lab's base model, whose world has a known answer, from scratch on this machine.
 
 Reads:  nothing.
 Writes: model/ (safetensors and tokenizer), a LoggedModel, the loss.
@@ -9,21 +9,27 @@ import mlflow
 
 from ssd import tracking
 from ssd.lab import model
+from ssd.lab.world import WORLDS
+
+MAX_LOGGED = 500
 
 
 def lab(step: tracking.Step) -> None:
-    folder = step.work / "model"
-    model.train(
-        folder,
-        seed=step.args.seed,
-        num_steps=step.args.num_steps,
-        on_step=lambda number, loss: mlflow.log_metric("loss", loss, step=number),
-    )
-    tracking.log_checkpoint(step, folder, "model", step.args.num_steps)
+    args, folder = step.args, step.work / "model"
+    if args.world not in WORLDS:
+        raise ValueError(f"world={args.world!r} is not one of {', '.join(WORLDS)}")
+    every = -(-args.num_steps // MAX_LOGGED)
+
+    def on_step(number: int, loss: float) -> None:
+        if number % every == 0:
+            mlflow.log_metric("loss", loss, step=number)
+
+    model.train(folder, seed=args.seed, num_steps=args.num_steps, on_step=on_step, of=WORLDS[args.world])
+    tracking.log_checkpoint(step, folder, "model", args.num_steps)
     step.describe(
-        f"lab model, seed {step.args.seed}",
-        f"A small Qwen3 trained for {step.args.num_steps} steps on generated problems and worked solutions. "
-        f"Use it as `-P model=runs:/{step.run_id}/model`.",
+        f"{args.world} model, seed {args.seed}",
+        f"A small {model.RECIPES[args.world].architecture.__name__} trained for {args.num_steps} steps on generated "
+        f"problems and worked solutions. Use it as `-P model=runs:/{step.run_id}/model`.",
     )
 
 

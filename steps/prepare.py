@@ -1,6 +1,7 @@
 """Build the problem sets: gradable problems, nothing of the evaluation in the training, quick nested in val.
 
-Reads:  public sets from the hub or a local mirror (`source_root`), or the lab's generator (sources `lab`).
+Reads:  public sets from the hub or a local mirror (`source_root`), or a lab's generator (a world
+        as the only source, `lab`).
 Writes: train.parquet, val.parquet, quick.parquet, final.parquet where named, removals.parquet, sources.json,
         data_card.md, figures.
 Run:    mlflow run . -e prepare -P source_root=DIR
@@ -19,7 +20,6 @@ from ssd.lab import world
 from ssd.records import Problem
 from ssd.stats import power
 
-LAB = "lab"
 UNUSABLE = "answer the grader cannot use"
 SETS = ("train", "val", "quick", "final")
 # What is planned with before anything is measured: the variance of one outcome that the method's author assumed, and
@@ -58,9 +58,9 @@ The problems keep their licences; the text of contest problems belongs to those 
 def prepare(step: tracking.Step) -> None:
     args = step.args
     wanted = {role: _names(getattr(args, f"{role}_sources")) for role in ("train", "val", "final")}
-    if [LAB] in wanted.values():
-        if any(names != [LAB] for names in wanted.values()):
-            raise ValueError(f"sources {wanted}: lab stands alone, for train, val and final alike")
+    if worlds := [name for names in wanted.values() for name in names if name in world.WORLDS]:
+        if any(names != worlds[:1] for names in wanted.values()):
+            raise ValueError(f"sources {wanted}: {worlds[0]} stands alone, for train, val and final alike")
         loaded, parts = {}, _lab(args)
     else:
         loaded = _loaded(args, itertools.chain(*wanted.values()))
@@ -102,7 +102,7 @@ def _names(sources_given: str) -> list[str]:
 def _lab(args) -> splits.Splits:
     """Generated problems are distinct by construction and alike by design, so there are no duplicates to look for."""
     sizes = (args.train_size, args.val_size, args.final_size)
-    problems = world.problems(sum(sizes), args.seed)
+    problems = world.problems(sum(sizes), args.seed, world.WORLDS[args.train_sources.strip()])
     val = problems[args.train_size : args.train_size + args.val_size]
     return splits.Splits(
         train=problems[: args.train_size],

@@ -88,6 +88,8 @@ CASES = [  # step, parameters, what the error says
     ("train", {"model": "{lab}", "samples": "{other_samples}"}, r"reads the tokens of problem p, sample 0, as another"),
     ("train", {"model": "{lab}", "samples": "{samples}", "completions": "some"}, r"completions='some' is none of all"),
     ("compare", {"arms": "base=123"}, r"'base=123' is not name=runs:/ID"),
+    ("lab", {"world": "labb"}, r"world='labb' is not one of lab, lab-h200, lab-mixed"),
+    ("prepare", {"train_sources": "lab", "val_sources": "lab-mixed", "final_sources": "lab"}, r"lab stands alone"),
     ("register", {"verdict": "runs:/123/verdict.json"}, r"runs:/123"),
     ("register", {"verdict": "{typo.yaml}"}, r"typo.yaml holds no verdict; give verdict.json of a compare run"),
 ]

@@ -117,6 +117,13 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(r
     expected = other.data.metrics["pass_at_1"] - base.data.metrics["pass_at_1"]
     assert difference["value"] == pytest.approx(expected)
     assert difference["ci_low"] <= expected <= difference["ci_high"]
+    stored = tracking.local_path(f"runs:/{compared.info.run_id}/arms.parquet")
+    from_file = run_step("compare", arms=stored)
+    for name in ("comparison.json", "verdict.json"):
+        assert artifact(from_file, name) == artifact(compared, name)
+    with pytest.raises(SystemExit):
+        run_step("compare", arms=problems)
+    assert "is no arms.parquet of a comparison" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_step("compare", arms=arms, chosen_on=problems)
     assert "shares 40 problems with the evaluated set" in capsys.readouterr().err

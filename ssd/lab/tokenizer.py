@@ -1,4 +1,4 @@
-"""The lab model's tokenizer: a handful of fragments, the digits, and single characters for any other text."""
+"""A lab model's tokenizer: the fragments of its world, the digits, and single characters for any other text."""
 
 import re
 import string
@@ -21,11 +21,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def build() -> PreTrainedTokenizerFast:
+def build(of: world.World = world.LAB) -> PreTrainedTokenizerFast:
     """A tokenizer whose `decode(encode(text))` is `text` for every text of the lab and every printable ASCII text."""
     instruction = PROMPT.format(problem="")
-    # Longest first: the pre-tokenizer takes the first alternative that matches.
-    texts = sorted({instruction, "user\n", "assistant\n", *world.fragments()}, key=len, reverse=True)
+    # Longest first: the pre-tokenizer takes the first alternative that matches. And in one order in every process.
+    texts = sorted({instruction, "user\n", "assistant\n", *world.fragments(of)}, key=lambda text: (-len(text), text))
     marks = [
         AddedToken("<|endoftext|>", special=True),
         AddedToken("<|im_start|>", special=True),
