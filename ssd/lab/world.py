@@ -102,14 +102,14 @@ MIXED = World(
     "lab-mixed",
     modulus=13,
     num_operations=(2, 4),
-    guess_share=dict.fromkeys((2, 3, 4), 0.60),
+    guess_share=dict.fromkeys((2, 3, 4), 0.62),
     guess_right=1 / 13,
     styles=tuple(
         Style((1.15 - 0.3 * place / 11) / 12, opening, STYLES[place % len(STYLES)].relation, 1.0)
         for place, opening in enumerate(MIXED_OPENINGS)
     ),
-    error_rate=0.15,
-    error_factor={"plus": 1.0, "minus": 2.8, "times": 1.0},
+    error_rate=0.12,
+    error_factor={"plus": 1.0, "minus": 3.5, "times": 1.0},
     num_wrong={"plus": 3, "minus": 1, "times": 3},
 )
 WORLDS = {world.name: world for world in (LAB, HARD, MIXED)}
