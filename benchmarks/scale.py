@@ -6,7 +6,7 @@ Run: python -m benchmarks.scale MODEL FOLDER [--preset lab-h200] [--shard 0/1]
 MODEL is that of a finished run of `lab`. For each training temperature and top-p the model is sampled, trained on its
 samples and decoded, untruncated, at every evaluation temperature; the untrained model is decoded too. All else is the
 preset's. FOLDER keeps what is done, and the same command goes on there; several shards, each with its own
-CUDA_VISIBLE_DEVICES, divide the trainings among them. The last one writes FOLDER/grid.parquet: of each problem and cell
+CUDA_VISIBLE_DEVICES, divide the trainings among them. FOLDER/grid.parquet holds what is done: of each problem and cell
 how many of n samples are right. `report` prints from it, and draws beside it, the two questions:
 
 - does pass@1 depend on T_train and T_eval by their product alone? A parabola in the product, as the paper fits: its R^2
@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
             )  # fmt: skip
         records.write_table(folder / f"cells-{name}.parquet", pa.concat_tables(cells))
         shutil.rmtree(folder / f"evaluate-{name}")
+        done = [pq.read_table(part) for part in sorted(folder.glob("cells-*.parquet"))]
+        records.write_table(folder / "grid.parquet", pa.concat_tables(done))
 
     def close(sampler: "sampling.Sampler") -> None:
         import torch
@@ -101,12 +103,7 @@ def run(args: argparse.Namespace) -> None:
         close(trained)
         shutil.rmtree(folder / f"train-{name}")
         print(f"{name}: done", flush=True)
-    parts = [folder / f"cells-T{t:g}-p{p:g}.parquet" for t, p in itertools.product(T_TRAIN, TOP_P)]
-    parts.append(folder / f"cells-{UNTRAINED}.parquet")
-    if all(part.exists() for part in parts):
-        grid = folder / "grid.parquet"
-        records.write_table(grid, pa.concat_tables(pq.read_table(part) for part in parts))
-        print(describe(grid))
+    print(describe(folder / "grid.parquet"))
 
 
 def describe(path: Path) -> str:
@@ -118,7 +115,8 @@ def describe(path: Path) -> str:
     lines += [f"| T_train | top-p | {' | '.join(f'{t:g}' for t in T_EVAL)} |", "| --- " * (2 + len(T_EVAL)) + "|"]
     rows = dict.fromkeys(cell[:2] for cell in trained)
     untrained = [cell for cell in correct if np.isnan(cell[0])]
-    lines.append(f"| {UNTRAINED} | | {_row(correct, untrained)} |")
+    if untrained:
+        lines.append(f"| {UNTRAINED} | | {_row(correct, untrained)} |")
     lines += [f"| {t:g} | {p:g} | {_row(correct, [cell for cell in trained if cell[:2] == (t, p)])} |" for t, p in rows]
     lines += ["", "| cells | R^2 in T_train T_eval | peak |", "| --- | ---: | --- |"]
     of_top_p = {p: [cell for cell in trained if cell[1] == p] for p in dict.fromkeys(cell[1] for cell in trained)}
@@ -126,11 +124,12 @@ def describe(path: Path) -> str:
         r2, peak, low, high = ridge(correct, cells)
         lines.append(f"| top-p {top_p:g} | {r2:.2f} | {peak:.2f} [{low:.2f}, {high:.2f}] |")
     ceilings = {f"top-p {p:g}": ceiling(correct, cells) for p, cells in of_top_p.items()}
-    ceilings[UNTRAINED] = ceiling(correct, untrained)
+    if untrained:
+        ceilings[UNTRAINED] = ceiling(correct, untrained)
     lines += ["", "| cells | ceiling | minus untruncated | minus untrained |", "| --- | --- | --- | --- |"]
     for name, ceiling_PS in ceilings.items():
         against = [
-            "" if name == other else report.points(compare.paired(ceiling_PS, ceilings[other]))
+            report.points(compare.paired(ceiling_PS, ceilings[other])) if other in ceilings.keys() - {name} else ""
             for other in ("top-p 1", UNTRAINED)
         ]
         lines.append(f"| {name} | {report.percent(estimate.mean(ceiling_PS))} | {' | '.join(against)} |")
@@ -187,7 +186,7 @@ def _draw(correct: dict[Cell, NDArray], of_top_p: dict[float, list[Cell]], untra
     figure, axes = plt.subplots(1, len(of_top_p), figsize=(3 * len(of_top_p), 3), sharey=True, layout="constrained")
     for axis, (top_p, cells) in zip(np.atleast_1d(axes), of_top_p.items()):
         lines = {f"T_train {t:g}": [cell for cell in cells if cell[0] == t] for t in dict.fromkeys(c[0] for c in cells)}
-        for label, of in (lines | {UNTRAINED: untrained}).items():
+        for label, of in (lines | ({UNTRAINED: untrained} if untrained else {})).items():
             found = [estimate.mean(correct[cell]) for cell in of]
             bounds = [[e.value - e.ci_low for e in found], [e.ci_high - e.value for e in found]]
             product = [cell[2] * (1 if label == UNTRAINED else cell[0]) for cell in of]

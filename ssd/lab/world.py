@@ -92,7 +92,7 @@ HARD = World(
 )
 # No decoding of the model has a threshold that serves every state. Where the errors of minus fall on one number, a
 # top-p that keeps the right one alone is below the guess's share of the fork. Where those of plus and times fall on
-# three, each is as likely beside the right number as a style is beside the guess, so that no min-p tells them apart.
+# four, each is as likely beside the right number as a style is beside the guess, so that no min-p tells them apart.
 # Two truncations with a temperature between them do: training's, then decoding's.
 MIXED_OPENINGS = (
     "Start at ", "We begin with ", "Take ", "Let me see: ", "From ", "First, ", "Now ", "We have ", "So: ",
@@ -108,9 +108,9 @@ MIXED = World(
         Style((1.15 - 0.3 * place / 11) / 12, opening, STYLES[place % len(STYLES)].relation, 1.0)
         for place, opening in enumerate(MIXED_OPENINGS)
     ),
-    error_rate=0.15,
-    error_factor={"plus": 1.0, "minus": 2.8, "times": 1.0},
-    num_wrong={"plus": 3, "minus": 1, "times": 3},
+    error_rate=0.168,
+    error_factor={"plus": 1.0, "minus": 2.5, "times": 1.0},
+    num_wrong={"plus": 4, "minus": 1, "times": 4},
 )
 WORLDS = {world.name: world for world in (LAB, HARD, MIXED)}
 
