@@ -14,6 +14,8 @@ from typing import Protocol
 
 from ssd.records import Problem, Sample
 
+TRUNCATE_FIRST = "truncate_first"
+MAX_TEMPERATURE = 2.0  # that vLLM takes
 ENGINES = ("vllm", "transformers", "openai", "ray", "replay")
 
 
@@ -160,6 +162,26 @@ def open_engine(engine: str, model: str, requests: Sequence[Request]) -> Engine:
             f"(pip install '.[{extra}]') or use engine=transformers"
         ) from error
     return backend(model, requests, place)
+
+
+def in_vllm(decoding: Decoding) -> tuple[dict[str, float], list[float] | None]:
+    """What vLLM is asked for, and what its extra argument TRUNCATE_FIRST says; None where it is not needed.
+
+    vLLM truncates after the temperature, which it takes up to 2. The logits processor of engines/vllm.py acts before
+    either: it truncates by top_k, top_p and min_p, and divides by what the temperature exceeds 2. A presence penalty is
+    subtracted after that, so it is divided too; a repetition penalty multiplies.
+    """
+    beyond = max(1.0, decoding.temperature / MAX_TEMPERATURE)
+    idle = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    truncation = {name: getattr(decoding, name) for name in idle}
+    asked = {
+        "temperature": decoding.temperature / beyond,
+        "presence_penalty": decoding.presence_penalty / beyond,
+        "repetition_penalty": decoding.repetition_penalty,
+    }
+    if decoding.temperature_last:
+        return asked | idle, [*truncation.values(), beyond]
+    return asked | truncation, [*idle.values(), beyond] if beyond > 1 else None
 
 
 def refuse_penalty_before_truncation(requests: Iterable[Request], engine: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 
 from ssd import models
-from ssd.engines import Decoding, Request, max_model_len, refuse_penalty_before_truncation
+from ssd.engines import TRUNCATE_FIRST, Decoding, Request, in_vllm, max_model_len, refuse_penalty_before_truncation
 from ssd.engines.pool import PROBE_TIMEOUT_S, Busy, Place, Pool, Unavailable
 from ssd.records import Sample
 
@@ -38,7 +38,7 @@ class OpenAIEngine(Pool):
         tokenizer = models.load_tokenizer(model)
         super().__init__([_Server(url, model, length, tokenizer) for url in urls.split(",")], CONCURRENCY)
         _allow_open_files(CONCURRENCY * len(self.places))
-        truncate_first = any(request.decoding.temperature_last for request in requests)
+        truncate_first = any(in_vllm(request.decoding)[1] for request in requests)
         for server in self.places:
             try:
                 self.runner.run(server.check(requests[0], truncate_first))
@@ -68,7 +68,8 @@ class _Server(Place):
             likeliest = [max(top.values()) for top in choice["logprobs"]["top_logprobs"]]
             if choice["logprobs"]["token_logprobs"] != likeliest:
                 raise ValueError(
-                    f"{self.name} does not truncate before it tempers (temperature_last); serve the model with "
+                    f"{self.name} does not truncate before it tempers (temperature_last, or a temperature above 2); "
+                    "serve the model with "
                     f"{SERVE_TRUNCATE_FIRST} where this package is installed, or use engine=vllm"
                 )
 
@@ -116,23 +117,21 @@ class _Server(Place):
 
     async def _choice(self, request: Request, decoding: Decoding, logprobs: int = 0, **more: Any) -> dict:
         # Every setting is given: what is not, a server takes from the model's generation_config.json.
-        truncation = {"top_k": decoding.top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}
-        extra = {"repetition_penalty": decoding.repetition_penalty, "return_token_ids": True} | more
-        if decoding.temperature_last:
-            extra["vllm_xargs"] = {"truncate_first": list(truncation.values())}
-            truncation = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        asked, first = in_vllm(decoding)
+        if first:
+            asked["vllm_xargs"] = {TRUNCATE_FIRST: first}
         response = await self._answer(
             self.client.completions.with_raw_response.create(
                 model=self.model,
                 prompt=list(request.prompt_token_ids),
-                temperature=decoding.temperature,
-                presence_penalty=decoding.presence_penalty,
+                temperature=asked.pop("temperature"),
+                presence_penalty=asked.pop("presence_penalty"),
                 frequency_penalty=0.0,
                 max_tokens=decoding.max_tokens,
                 stop=list(decoding.stop) or None,
                 seed=request.seed,
                 logprobs=logprobs,  # 0: the drawn token's own, under the untouched model
-                extra_body=extra | truncation,
+                extra_body=asked | {"return_token_ids": True} | more,
             )
         )
         choice = json.loads(response.content)["choices"][0]  # the library would make an object of each token

@@ -22,7 +22,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ssd import models
-from ssd.engines import Decoding, Request, max_model_len, refuse_penalty_before_truncation
+from ssd.engines import TRUNCATE_FIRST, Decoding, Request, in_vllm, max_model_len, refuse_penalty_before_truncation
 from ssd.engines.logits import truncate
 from ssd.engines.pool import Place, Pool
 from ssd.records import Sample
@@ -122,22 +122,18 @@ def _prompt(request: Request) -> dict[str, list[int]]:
 
 def _sampling_params(request: Request) -> vllm.SamplingParams:
     decoding = request.decoding
-    shared = {
-        "temperature": decoding.temperature,
-        "presence_penalty": decoding.presence_penalty,
-        "repetition_penalty": decoding.repetition_penalty,
-        "max_tokens": decoding.max_tokens,
-        "stop": list(decoding.stop),
-        "seed": request.seed,
-        "logprobs": 0,  # the drawn token's own, under the untouched model
-        "flat_logprobs": True,  # else an object for each token of each request in flight
-        "detokenize": bool(decoding.stop),  # else once, at the end
-        "output_kind": RequestOutputKind.FINAL_ONLY,
-    }
-    truncation = {"top_k": decoding.top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}
-    if decoding.temperature_last:
-        return vllm.SamplingParams(**shared, extra_args={"truncate_first": list(truncation.values())})
-    return vllm.SamplingParams(**shared, **truncation)
+    asked, first = in_vllm(decoding)
+    return vllm.SamplingParams(
+        **asked,
+        extra_args={TRUNCATE_FIRST: first} if first else None,
+        max_tokens=decoding.max_tokens,
+        stop=list(decoding.stop),
+        seed=request.seed,
+        logprobs=0,  # the drawn token's own, under the untouched model
+        flat_logprobs=True,  # else an object for each token of each request in flight
+        detokenize=bool(decoding.stop),  # else once, at the end
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _sample(request: Request, completion: vllm.CompletionOutput, tokenizer) -> Sample:
@@ -156,27 +152,31 @@ def _sample(request: Request, completion: vllm.CompletionOutput, tokenizer) -> S
 
 
 class TruncateFirst(LogitsProcessor):
-    """`temperature_last`: vLLM calls this on the raw logits, before it divides them by the temperature.
+    """`temperature_last`, and what a temperature exceeds 2: vLLM calls this on the raw logits.
 
     A server has it by `vllm serve MODEL --logits-processors ssd.engines.vllm:TruncateFirst`. A request brings the
-    extra argument `truncate_first`: top_k, top_p and min_p.
+    extra argument TRUNCATE_FIRST: top_k, top_p and min_p, and what to divide by then (`ssd.engines.in_vllm`).
     """
 
     def __init__(self, vllm_config, device, is_pin_memory):
-        self.truncation_by_row: dict[int, Decoding] = {}
+        self.first_by_row: dict[int, tuple[Decoding, float]] = {}
 
     def is_argmax_invariant(self) -> bool:
         return False  # it never moves the maximum, but argmax-invariant processors are called after the temperature
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        def truncation(params, prompt_token_ids, output_token_ids) -> Decoding | None:
-            given = (params.extra_args or {}).get("truncate_first")
-            return Decoding(top_k=int(given[0]), top_p=given[1], min_p=given[2]) if given else None
+        def first(params, prompt_token_ids, output_token_ids) -> tuple[Decoding, float] | None:
+            given = (params.extra_args or {}).get(TRUNCATE_FIRST)
+            if not given:
+                return None
+            top_k, top_p, min_p, divisor = given
+            return Decoding(top_k=int(top_k), top_p=top_p, min_p=min_p), divisor
 
-        process_dict_updates(self.truncation_by_row, batch_update, truncation)
+        process_dict_updates(self.first_by_row, batch_update, first)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        for decoding in set(self.truncation_by_row.values()):
-            rows = [row for row, truncation in self.truncation_by_row.items() if truncation == decoding]
-            logits[rows] = truncate(logits[rows], decoding)
+        for each in set(self.first_by_row.values()):
+            rows = [row for row, first in self.first_by_row.items() if first == each]
+            decoding, divisor = each
+            logits[rows] = truncate(logits[rows], decoding) / divisor
         return logits

@@ -138,7 +138,7 @@ def test_vllm_its_replicas_and_two_servers_give_the_greedy_tokens_of_transformer
 @pytest.mark.parametrize(
     "decoding",
     [
-        Decoding(temperature=2.0, top_p=0.8, temperature_last=True, max_tokens=1),
+        Decoding(temperature=5.0, top_p=0.8, temperature_last=True, max_tokens=1),
         Decoding(temperature=1.5, top_k=5, min_p=0.05, max_tokens=1),
     ],
     ids=str,
