@@ -74,7 +74,7 @@ def measure(model: str, args: argparse.Namespace, folder: Path) -> bool:
     fixed = {c: _requests(model, [args.max_tokens] * c) for c in args.concurrency}
     rng = np.random.default_rng(0)
     lengths = np.minimum(args.median * np.exp(rng.standard_normal(args.mixed)), args.cap).astype(int)
-    mixed = _requests(model, np.maximum(lengths, 1).tolist())
+    mixed = _requests(model, np.maximum(lengths, 1).tolist()) if args.mixed else []
     _ignore_eos()
     engine = backend.VLLMEngine(model, [r for each in (*fixed.values(), mixed) for r in each], _place(args), **settings)
     print(f"{_machine()}; vLLM {backend.vllm.__version__}, {model}, {args.engine}, {settings or 'our settings'}\n")
