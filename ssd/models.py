@@ -16,6 +16,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 def load_config(model: str) -> transformers.PretrainedConfig:
     """Config of `model`; ValueError with the remedy where it cannot be had."""
     folder = Path(model)
+    if (folder / "adapter_config.json").exists():
+        # vLLM ignores an adapter whose keys it does not know, without a word.
+        raise ValueError(f"model folder {model} is an adapter; give it merged into its model (peft's merge_and_unload)")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"model folder {model} has no config.json; give a folder that save_pretrained wrote")
     try:
