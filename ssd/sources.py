@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,11 +129,12 @@ def load(name: str, source_root: str = HUB) -> Loaded:
             f"source {name!r} is not known; choose from {', '.join(SOURCES)}, or give a .jsonl or .parquet"
         )
     problems: dict[str, Problem] = {}
-    dropped, raw_rows = [], 0
+    dropped, raw_rows, missing, found = [], 0, {*source.columns}, {}
     for row in rows:
-        if raw_rows == 0:
-            _check_columns(source, row, uri)
         raw_rows += 1
+        if missing and isinstance(row, dict):
+            missing -= row.keys()
+            found.update(row)
         fields = source.read_row(row) if isinstance(row, dict) else Fields(None, None, unwanted="not a JSON object")
         problem = _to_problem(source, fields)
         reason = fields.unwanted or _why_unusable(fields) or _why_not_gradable(problem)
@@ -140,6 +142,11 @@ def load(name: str, source_root: str = HUB) -> Loaded:
             dropped.append((problem, reason or "duplicate id"))
     if raw_rows == 0:
         raise ValueError(f"{uri}: no rows; source {name} needs the columns {', '.join(source.columns)}")
+    if missing:
+        raise ValueError(
+            f"{uri}: column {', '.join(sorted(missing))} is missing (found {', '.join(found) or 'no object'}); "
+            f"give the fields of {source.hub_id or 'a problem'}"
+        )
     return Loaded(list(problems.values()), dropped, raw_rows, uri)
 
 
@@ -224,7 +231,7 @@ def _to_problem(source: Source, fields: Fields) -> Problem:
     """The row as a Problem, whatever its fields hold."""
     problem, answer, level = (_text(value) for value in fields[:3])
     answer = answer.strip().removeprefix("$").removesuffix("$").strip()
-    name = f"{source.name}/{fields.subset}" if fields.subset else source.name
+    name = f"{source.name}/{_text(fields.subset)}" if fields.subset else source.name
     digest = hashlib.sha256(" ".join(problem.split()).encode()).hexdigest()[:16]
     return Problem(f"{name}:{digest}", name, problem, answer, level)
 
@@ -245,7 +252,7 @@ def _why_unusable(fields: Fields) -> str:
         return "statement over 100 kB"
     if isinstance(answer, list):
         return "several answers"
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or _is_nan(answer):
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | Decimal) or _is_nan(answer):
         return "no answer"
     return ""
 
@@ -291,16 +298,6 @@ def _is_list(answer: str) -> bool:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def _check_columns(source: Source, row: Any, uri: str) -> None:
-    missing = [column for column in source.columns if not isinstance(row, dict) or column not in row]
-    if missing:
-        found = ", ".join(row) if isinstance(row, dict) else "no JSON object in the first line"
-        raise ValueError(
-            f"{uri}: column {', '.join(missing)} is missing (found {found}); "
-            f"give the fields of {source.hub_id or 'a problem'}"
-        )
 
 
 def _hub_rows(source: Source) -> tuple[Iterator[dict], str]:
@@ -362,10 +359,10 @@ def _jsonl_rows(path: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line.decode())
+                yield json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error}); save the file again") from error
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, a number of over 4,300 digits, or nested too deeply
                 yield None
 
 
@@ -373,5 +370,5 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
     try:
         for batch in pq.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); save the file again") from error

@@ -47,15 +47,16 @@ def split(
     train_size: int,
     val_size: int,
     quick_size: int,
+    final_size: int = 0,
     seed: int,
     val_shares: Mapping[str, float] = VAL_SHARES,
     train_mix: Mapping[str, float] = TRAIN_MIX,
 ) -> Splits:
     """Split the candidates for each role.
 
-    `final` is kept whole and wins over `evaluation`, which wins over `train`: a train problem that repeats any
-    evaluation problem is left out, with its own duplicates, whether or not that problem is drawn into val. Of
-    problems that repeat each other within a role one is kept.
+    `final` wins over `evaluation`, which wins over `train`: a train problem that repeats any problem of the others is
+    left out, with its own duplicates, whether or not that problem is drawn. Of problems that repeat each other within a
+    role one is kept.
 
     Parameters
     ----------
@@ -63,6 +64,8 @@ def split(
         Candidates. Of duplicates, the one whose source comes first (in `val_shares`, then in the sequence) is kept.
     train_size : int
         At most this many; what there is where fewer are left.
+    final_size : int
+        At most this many; 0 is all.
     val_size, quick_size : int
         Exactly this many. `quick` is drawn from `val` in proportion to source and level.
     seed : int
@@ -82,6 +85,7 @@ def split(
     for name, size in (("train_size", train_size), ("val_size", val_size), ("quick_size", quick_size)):
         if size < 1:
             raise ValueError(f"{name}={size} is below 1; give the number of problems")
+    final, repeats_in_final = _one_of_each(final, ())
     evaluation = _in_order(evaluation, seed, first=val_shares)
     against_final, repeats_of_final = _against(evaluation, final)
     pool, repeats_of_evaluation = _one_of_each(evaluation, repeats_of_final)
@@ -94,8 +98,8 @@ def split(
         train=_draw_train(in_hash_order(left, seed), train_size, train_mix),
         val=val,
         quick=draw_quick(val, quick_size, seed),
-        final=in_hash_order(final, seed),
-        overlaps=[*against_final, *repeats_of_evaluation, *against_evaluation, *repeats_of_train],
+        final=in_hash_order(final, seed)[: final_size or None],
+        overlaps=[*repeats_in_final, *against_final, *repeats_of_evaluation, *against_evaluation, *repeats_of_train],
     )
 
 

@@ -443,12 +443,14 @@ def _key(entry_point: str, values: Mapping[str, Any]) -> str:
 
 
 def _content(value: Any) -> Any:
-    """A local file counts by what it holds, a folder by the names, sizes and times of its files."""
-    if not isinstance(value, str) or value in ("", LATEST) or not Path(value).exists():
+    """A file counts by what it holds, a folder by the names, sizes and times of its files, a list by its parts."""
+    if not isinstance(value, str) or value in ("", LATEST):
         return value
+    if not Path(value).exists():
+        return [_content(part.strip()) for part in value.split(",")] if "," in value else value
     if Path(value).is_file():
         return hashlib.sha256(Path(value).read_bytes()).hexdigest()
-    files = sorted(path for path in Path(value).rglob("*") if path.is_file())
+    files = sorted(Path(at, name) for at, _, names in os.walk(value, followlinks=True) for name in names)
     return [value, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
 
 

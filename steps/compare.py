@@ -130,14 +130,15 @@ def _of_file(path: str) -> Measured:
     try:
         rows = pq.read_table(path)
         said = json.loads(rows.schema.metadata[KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        arms = {name: evidence.arm_of(arm) for name, arm in said.pop("arms").items()}
+        correct = {name: np.array(rows[name].to_pylist(), dtype=float) for name in arms}
+        problems = [rows[name].to_pylist() for name in ("problem_id", "source", "level")]
+        measured = Measured(arms, correct, *problems, **said)
+    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"arms={path} is no arms.parquet of a comparison ({error}); give that, or runs") from error
-    return Measured(
-        {name: evidence.arm_of(arm) for name, arm in said.pop("arms").items()},
-        {name: np.array(rows[name].to_pylist(), dtype=float) for name in rows.column_names[3:]},
-        *(rows[name].to_pylist() for name in ("problem_id", "source", "level")),
-        **said,
-    )
+    if not 0 < len(measured.ids_P) == len({*measured.ids_P}) or "base" not in arms:
+        raise ValueError(f"arms={path} has no problem, one twice, or no arm base; give arms.parquet as it was written")
+    return measured
 
 
 def _named(arms: str) -> dict[str, Run]:

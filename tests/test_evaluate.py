@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -107,7 +109,9 @@ def test_power_says_what_the_variance_allows(run_step, tmp_path, outcomes, said)
     assert ("needed_problems" in run.data.metrics) == (len(set(outcomes)) > 1)
 
 
-def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(run_step, capsys, lab_model, problems):
+def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
+    run_step, capsys, lab_model, problems, tmp_path
+):
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40, "top_k": 0}
     base = run_step("evaluate", arm="base", temperature=1.0, top_p=1.0, **common)
     other = run_step("evaluate", arm="ssd-same-decoding", temperature=0.0, top_p=1.0, **common)
@@ -121,9 +125,17 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(r
     from_file = run_step("compare", arms=stored)
     for name in ("comparison.json", "verdict.json"):
         assert artifact(from_file, name) == artifact(compared, name)
-    with pytest.raises(SystemExit):
-        run_step("compare", arms=problems)
-    assert "is no arms.parquet of a comparison" in capsys.readouterr().err
+    rows, damaged = pq.read_table(stored), tmp_path / "arms.parquet"
+    for table, message in (
+        (pq.read_table(problems), "is no arms.parquet of a comparison"),
+        (rows.drop_columns("base"), "is no arms.parquet of a comparison"),
+        (rows.replace_schema_metadata({b"ssd.arms": b"[1]"}), "is no arms.parquet of a comparison"),
+        (pa.concat_tables([rows, rows]), "has no problem, one twice"),
+    ):
+        pq.write_table(table, damaged)
+        with pytest.raises(SystemExit):
+            run_step("compare", arms=damaged)
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_step("compare", arms=arms, chosen_on=problems)
     assert "shares 40 problems with the evaluated set" in capsys.readouterr().err

@@ -154,6 +154,9 @@ def test_what_cannot_be_built_is_refused_with_the_numbers(run_step, capsys, mirr
     error = refused(run_step, capsys, source_root=mirror, quick_size=61)
     assert "quick_size=61 is more than the 60 problems of val" in error
 
+    error = refused(run_step, capsys, source_root=mirror, train_sources="a/set.jsonl,b/set.jsonl")
+    assert "2 sources are called set" in error
+
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text('{"problem": "Prove that 1 = 1.", "answer": "1"}\n{"problem": null, "answer": 2}\n')
     error = refused(run_step, capsys, source_root=mirror, train_sources=nothing)

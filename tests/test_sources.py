@@ -152,11 +152,12 @@ def test_a_line_separator_inside_a_statement_does_not_end_the_row(tmp_path):
 
 
 def test_a_line_that_is_no_json_object_and_broken_unicode_are_counted(tmp_path):
-    root = mirror(tmp_path, "beyond-aime", [ROWS["beyond-aime"][0]])
-    with open(tmp_path / "beyond-aime/test.jsonl", "ab") as file:
-        file.write(b'{"problem": \n[1]\n\n{"problem": "\\ud800", "answer": 1}\n')
-    loaded = load("beyond-aime", root)
-    assert loaded.reasons == {"not a JSON object": 2, "not valid Unicode": 1} and loaded.raw_rows == 4
+    """Wherever they stand, and behind the mark that some editors put before a text."""
+    path = tmp_path / "own.jsonl"
+    bad = [b'{"problem": ', b"[1]", b"", b'{"problem": "\\ud800", "answer": 1}', b"[" * 100_000, b"9" * 5_000]
+    path.write_bytes(b"\n".join([b"\xef\xbb\xbf[]", *bad, json.dumps(ROWS["beyond-aime"][0]).encode()]))
+    loaded = load(str(path))
+    assert loaded.reasons == {"not a JSON object": 5, "not valid Unicode": 1} and loaded.raw_rows == 7
 
 
 def test_parquet_and_jsonl_give_the_same_problems(tmp_path):

@@ -98,6 +98,16 @@ def test_of_duplicates_in_the_evaluation_pool_the_one_of_the_first_source_is_kep
     }
 
 
+def test_train_repeats_nothing_of_final_though_only_a_part_of_it_is_drawn_and_final_repeats_nothing_of_itself():
+    final = made("hmmt", 12)
+    train = [*made("math", 30), *(repeated(problem, "math") for problem in final)]
+    doubled = [*final, repeated(final[0], "hmmt")]
+    splits = split(train, made("omni-math-2", 60), doubled, **SIZES, final_size=5)
+    assert len(splits.final) == 5 and set(ids(splits.final)) < set(ids(final))
+    assert set(ids(splits.train)) == set(ids(train[:30]))
+    assert [pair.right_id for pair in splits.overlaps if pair.left_id == doubled[-1].problem_id] == [ids(final)[0]]
+
+
 def test_final_is_kept_whole_and_wins_over_val_and_train():
     train, evaluation, final = made("math", 30), made("omni-math-2", 60), made("hmmt", 12)
     copies = [repeated(final[0], "math"), repeated(final[1], "omni-math-2")]

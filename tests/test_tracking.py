@@ -12,6 +12,19 @@ def test_a_local_file_counts_by_what_it_holds(tmp_path):
     assert tracking._key("power", {"grades": str(path)}) != before
 
 
+def test_files_in_a_list_and_behind_a_linked_folder_count_by_what_they_hold(tmp_path):
+    path = tmp_path / "elsewhere" / "set.jsonl"
+    path.parent.mkdir()
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "set").symlink_to(path.parent)
+    keys = set()
+    for content in ("one", "other ones"):
+        path.write_text(content)
+        keys.add(tracking._key("prepare", {"train_sources": f"hendrycks_math, {path}"}))
+        keys.add(tracking._key("prepare", {"source_root": str(tmp_path / "mirror")}))
+    assert len(keys) == 4
+
+
 def test_a_folder_that_is_called_like_an_arm_is_no_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = tracking._key("sample", {"arm": "ssd", "engine": "transformers"})
