@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 import torch
 
-from ssd.engines import Decoding, open_engine, pool
+from ssd.engines import Decoding, open_engine, openai, pool
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed (the gpu extra, or its CPU build)")
@@ -93,6 +93,7 @@ def cluster():
 def impatient(monkeypatch):
     monkeypatch.setattr(pool, "PROBE_S", 2.0)
     monkeypatch.setattr(pool, "LOST_AFTER_S", float(START_S))
+    monkeypatch.setattr(openai, "CONCURRENCY", 64)  # else a small model may have answered everything before the kill
 
 
 def complete(loaded, requests, at: int = -1, then=lambda: None) -> dict:
@@ -178,8 +179,9 @@ def test_of_two_servers_one_is_killed_for_good_and_the_other_is_killed_and_start
 
 
 def test_ray_gives_the_greedy_tokens_of_transformers_though_a_worker_is_killed(
-    lab_model, cluster, expected, requests_to
+    lab_model, cluster, expected, requests_to, monkeypatch
 ):
+    monkeypatch.setattr("ssd.engines.ray.CONCURRENCY", 64)  # as in `impatient`
     requests = requests_to(lab_model, GREEDY, 40, 20)
     loaded = open_engine(f"ray:{cluster}", lab_model, requests)
     assert len(loaded.places) == 2
