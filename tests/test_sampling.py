@@ -1,5 +1,6 @@
 """The sampling store: nothing lost, nothing twice, nothing mixed."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -155,15 +156,13 @@ def test_a_second_process_on_the_folder_is_refused(tmp_path):
 
 def test_a_folder_that_is_shared_is_nobodys_alone(tmp_path):
     folder = tmp_path / "study"
-    with (
-        records.alone(folder, shared=True),
-        records.alone(folder, shared=True),
-        pytest.raises(ValueError, match="another process is at work"),
-        records.alone(folder),
-    ):
-        pass
-    with records.alone(folder):
-        pass
+    with contextlib.ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(records.alone(folder, shared=True))
+        with pytest.raises(ValueError, match="another process is at work"):
+            held.enter_context(records.alone(folder))
+    with contextlib.ExitStack() as held:
+        held.enter_context(records.alone(folder))
 
 
 def test_seeds_depend_on_the_problem_and_the_index_alone():
