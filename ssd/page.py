@@ -1,36 +1,22 @@
 """What a person reads: the report as one HTML page and as Markdown, the page of a compare run, the card of a model.
 
-Records and estimates in, text out. A page is sections of blocks; `html` and `markdown` write the same blocks, and
-neither lets the text of a model or of a problem set be anything but text.
+Records and estimates in, sections of blocks or text out.
 """
 
-import base64
 import dataclasses
-import io
 import math
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import jinja2
-from matplotlib.figure import Figure
+from typing import Any
 
 from ssd import report, splits
+from ssd.blocks import Block, Bullets, Link, Picture, Section, Table, Text, Verbatim, cut, markdown, png
 from ssd.decision import Finding, Promotion, Verdict, what_would_change
 from ssd.evidence import Checkpoint, Comparison, Overlap, Shown, StepRun
 from ssd.report import p_value, percent, points
 
-DPI = 130  # sharp enough for a phone
 MAX_SHOWN_CHARS = 1200  # of a sample, half from its beginning and half from its end
 MAX_RUN_DESCRIPTION = 8000  # characters, MLflow's
 MAX_VERSION_DESCRIPTION = 5000  # the registry's
-KEPT = {"\n", "\t"}  # control characters that a text may have
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories that are not seen or move what is seen
-# What Markdown would take for more than text; a lone bracket or an underscore within a word it does not.
-MARKDOWN = re.compile(r"([\\`*|~$]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=[#\w])|(?<=\])[(\[]|^[\[#>]|^[+-](?=\s))")
-
 QUESTION = (
     "Does a language model get better at competition math by training on its own samples, checking no answer "
     "(simple self-distillation)? Better than it already is at the same decoding, and better than the same model "
@@ -69,66 +55,6 @@ ARMS = {
 }
 OTHER = "an arm outside of the plan, shown and not decided by"
 HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_out_rate")
-
-
-class Text(NamedTuple):
-    """A paragraph; `loud` where it is the one to read."""
-
-    text: str
-    loud: bool = False
-    kind = "text"
-
-
-class Bullets(NamedTuple):
-    lines: Sequence[str]
-    kind = "bullets"
-
-
-class Link(NamedTuple):
-    """A run, at its path in the MLflow UI."""
-
-    text: str
-    href: str
-
-
-class Table(NamedTuple):
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | Link]]
-    kind = "table"
-
-
-class Picture(NamedTuple):
-    """A PNG; `name` is its file among the artifacts, `alt` says what is seen, with the numbers."""
-
-    name: str
-    png: bytes
-    alt: str
-    kind = "picture"
-
-    @property
-    def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether its letters are too small on a phone, so that it has to be scrolled; by the width in the header."""
-        return int.from_bytes(self.png[16:20]) > 1.2 * DPI * report.NARROW_INCHES
-
-
-class Verbatim(NamedTuple):
-    """Text of a model or a problem, or a command, shown letter by letter under `caption`."""
-
-    caption: str
-    text: str
-    kind = "verbatim"
-
-
-Block = Text | Bullets | Table | Picture | Verbatim
-
-
-class Section(NamedTuple):
-    title: str
-    blocks: Sequence[Block]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -286,69 +212,6 @@ def card(evidence: Evidence, name: str, arm: str) -> str:
         Section("Runs", _runs(evidence.runs)[1:]),
     ]
     return markdown(f"{name}: a model trained on its own samples", parts)
-
-
-def html(title: str, parts: Sequence[Section]) -> str:
-    """One page that needs nothing else: style and figures inline, no script, no request."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["visible"] = visible
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
-    return template.render(title=title, sections=parts)
-
-
-def markdown(title: str, parts: Sequence[Section], level: int = 2) -> str:
-    """The same blocks as Markdown; a figure is the artifact figures/NAME.png beside it."""
-    lines = [f"# {_escaped(title)}"] if title else []
-    for part in parts:
-        if part.title:
-            lines.append(f"{'#' * level} {_escaped(part.title)}")
-        for block in part.blocks:
-            lines.append(_as_markdown(block))
-    return "\n\n".join(lines) + "\n"
-
-
-def cut(text: str, max_chars: int, rest: str) -> str:
-    """`text`, or its first paragraphs and where the rest is, within `max_chars`."""
-    if len(text) <= max_chars:
-        return text
-    note = f"\n\nThe rest is in {rest}."
-    return text[: text.rindex("\n\n", 0, max_chars - len(note))] + note
-
-
-def visible(text: str) -> str:
-    """`text` with each character that is not seen, or that moves what is seen, written as its code point.
-
-    >>> visible("a\\u202eb\\x1b[0m")
-    'a⟨U+202E⟩b⟨U+001B⟩[0m'
-    """
-    return "".join(
-        f"⟨U+{ord(char):04X}⟩" if char not in KEPT and unicodedata.category(char) in UNSEEN else char for char in text
-    )
-
-
-def _as_markdown(block: Block) -> str:
-    match block:
-        case Text(text, loud):
-            return f"**{_escaped(text)}**" if loud else _escaped(text)
-        case Bullets(lines):
-            return "\n".join(f"- {_escaped(line)}" for line in lines)
-        case Table(header, rows):
-            lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in rows)]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        case Picture(name, _, alt):
-            return f"![{_escaped(alt)}](figures/{name}.png)"
-        case Verbatim(caption, text):
-            text = visible(text)
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-            return f"{_escaped(caption)}\n\n{fence}\n{text}\n{fence}"
-
-
-def _cell(cell: str | Link) -> str:
-    return f"[{_escaped(cell.text)}]({cell.href})" if isinstance(cell, Link) else _escaped(cell)
-
-
-def _escaped(text: str) -> str:
-    return MARKDOWN.sub(r"\\\1", visible(text).replace("\n", " "))
 
 
 def _setting(evidence: Evidence) -> str:
@@ -622,13 +485,6 @@ def _prompt(found: Comparison) -> str:
 
 def _sources(found: Comparison) -> list[str]:
     return sorted(next(iter(found.by_source.values())))
-
-
-def png(figure: Figure) -> bytes:
-    """`figure` as a PNG."""
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=DPI)
-    return stream.getvalue()
 
 
 def _shortened(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 
-from ssd import evidence, grading, page, records, tracking
+from ssd import blocks, evidence, grading, page, records, tracking
 from ssd.decision import PLAN
 from ssd.evidence import Comparison, StepRun
 from ssd.records import Grade
@@ -124,7 +124,9 @@ def _stored(name: str, model: str, version: ModelVersion | None, card: str, tags
     client.update_registered_model(name, "\n".join(f"- {page.MEANING[alias]}" for alias in ALIASES))
     first = card.index("**")  # a list of versions shows how the description begins: with the verdict
     client.update_model_version(
-        name, version.version, page.cut(card[first:], page.MAX_VERSION_DESCRIPTION, "README.md of the version's folder")
+        name,
+        version.version,
+        blocks.cut(card[first:], page.MAX_VERSION_DESCRIPTION, "README.md of the version's folder"),
     )
     return version
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 
-from ssd import decision, evidence, page, records, tracking
+from ssd import blocks, decision, evidence, page, records, tracking
 from ssd.evidence import Checkpoint, Comparison, Shown, StepRun
 from ssd.records import OUTCOMES, Grade, Problem, Sample
 from ssd.stats.estimate import Estimate
@@ -45,9 +45,9 @@ def report(step: tracking.Step) -> None:
             registration=_registration(uri),
         )
     )
-    mlflow.log_text(page.html(TITLE, parts), "report.html")
-    mlflow.log_text(page.markdown(TITLE, parts), "report.md")
-    for block in (block for part in parts for block in part.blocks if isinstance(block, page.Picture)):
+    mlflow.log_text(blocks.html(TITLE, parts), "report.html")
+    mlflow.log_text(blocks.markdown(TITLE, parts), "report.md")
+    for block in (block for part in parts for block in part.blocks if isinstance(block, blocks.Picture)):
         (step.work / f"{block.name}.png").write_bytes(block.png)
         mlflow.log_artifact(str(step.work / f"{block.name}.png"), "figures")
     run = mlflow.active_run().info
@@ -56,7 +56,7 @@ def report(step: tracking.Step) -> None:
     head = [part for part in parts if part.title.startswith(("The verdict", "What would change", "Runs"))]
     step.describe(
         f"report · {verdict.promotion}",
-        page.cut(f"{said}\n\n{page.markdown('', head, level=4)}", page.MAX_RUN_DESCRIPTION, "report.md"),
+        blocks.cut(f"{said}\n\n{blocks.markdown('', head, level=4)}", page.MAX_RUN_DESCRIPTION, "report.md"),
         verdict=verdict.promotion,
     )
 

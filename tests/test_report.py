@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ssd import decision, evidence, page, records, tracking
+from ssd import blocks, decision, evidence, page, records, tracking
 from ssd.evidence import Arm, Checkpoint, Overlap, Shown, StepRun
 from ssd.lab import world
 from ssd.records import Problem
@@ -85,7 +85,7 @@ def found(accuracy: dict[str, float], **changes) -> page.Evidence:
 
 
 @pytest.fixture(scope="module")
-def sections() -> list[page.Section]:
+def sections() -> list[blocks.Section]:
     """The report of a comparison of all arms, and of one more."""
     return page.sections(found(ACCURACY))
 
@@ -147,16 +147,16 @@ def test_the_verdict_comes_first(sections):
 
 
 def test_a_set_that_was_read_before_is_said_to_be(sections):
-    assert "No other comparison" in page.markdown("", sections)
+    assert "No other comparison" in blocks.markdown("", sections)
     made = found(ACCURACY, num_earlier_reads=2)
     assert made.verdict.reading == 3
-    assert "reading 3 of the set final" in page.markdown("", page.sections(made))
+    assert "reading 3 of the set final" in blocks.markdown("", page.sections(made))
     assert any("2 other comparisons have read it before" in reason for reason in made.verdict.reasons)
 
 
 def test_the_lab_is_said_to_be_no_evidence_about_other_models():
     lab = StepRun("lab", "", "1" * 32, "0", "lab model", {}, {}, {}, "abc", 0, 0.1)
-    text = page.markdown("", page.sections(found(ACCURACY, runs=[lab])))
+    text = blocks.markdown("", page.sections(found(ACCURACY, runs=[lab])))
     assert "In the lab: Self-distillation" in text and "no evidence about any larger model" in text
 
 
@@ -187,7 +187,7 @@ def test_a_comparison_and_a_verdict_survive_their_files(tmp_path):
 
 
 def test_hostile_text_is_text_in_html_and_in_markdown(sections):
-    outline = Outline(page.html("<b>title</b>", sections))
+    outline = Outline(blocks.html("<b>title</b>", sections))
     assert {tag for tag, _ in outline.elements} <= {
         "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "section", "p", "ul", "li", "div",
         "table", "thead", "tbody", "tr", "th", "td", "a", "img", "pre",
@@ -198,7 +198,7 @@ def test_hostile_text_is_text_in_html_and_in_markdown(sections):
     shown = HOSTILE.replace("\u202e", "⟨U+202E⟩").replace("\x1b", "⟨U+001B⟩").replace("\r", "⟨U+000D⟩")
     assert outline.pres.count(shown) == 2
     assert max(map(len, outline.pres)) < 2 * page.MAX_SHOWN_CHARS
-    markdown = page.markdown("", sections)
+    markdown = blocks.markdown("", sections)
     assert f"``````\n{shown}\n``````" in markdown
     outside = re.sub(r"(?s)(`{3,})\n.*?\n\1\n", "", markdown)
     assert "\\<script>" in outside and not re.search(r"(?<!\\)<[a-z]|\](?<!\\)\(javascript", outside)
@@ -231,7 +231,7 @@ onload = () => { const d = f.contentDocument, w = f.contentWindow;
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
 def test_in_a_browser_the_page_fits_a_phone_asks_for_nothing_and_runs_nothing(tmp_path, sections):
-    (tmp_path / "report.html").write_text(page.html("Report", sections))
+    (tmp_path / "report.html").write_text(blocks.html("Report", sections))
     (tmp_path / "measure.html").write_text(MEASURE)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--enable-logging=stderr"]
     flags += [
