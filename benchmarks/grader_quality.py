@@ -24,8 +24,8 @@ from pathlib import Path
 import math_verify
 
 from benchmarks.grading import real_golds
-from ssd import answers, grading
-from ssd.answers import last_box
+from ssd import grading, writing
+from ssd.writing import last_box
 
 DATA = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TARGETS = {"all": 0.98, "Math-Verify": 0.98, "inspect": 0.95, "OlympiadBench": 0.85}
@@ -162,7 +162,7 @@ def near_misses(golds: list[str]) -> list[str]:
 
 def near_miss(gold: str, rng: random.Random) -> str:
     """`gold` with its sign, a number, an operator, the order, an element or a bracket changed; '' where nothing can."""
-    clean = answers.clean(gold)
+    clean = writing.clean(gold)
     numbers = [m for m in re.finditer(r"(?<![\d.])\d+(?![\d.])", clean) if int(m[0]) > 1]
     changes = []
     if numbers:

@@ -31,8 +31,8 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from ssd import overlap, records, sources, splits
-from ssd.answers import last_box
 from ssd.records import Problem
+from ssd.writing import last_box
 
 SIZES = (10_000, 100_000, 860_000)
 CORES = (1, 2)

@@ -1,206 +1,21 @@
-r"""The answer in a text, and when two answers are the same: the last box, one writing for each answer, the policies.
+r"""When two answers are the same: the policies.
 
 Nothing here evaluates an answer. What no string, number or structure decides goes to `same_expression`, which the
 caller gives: in a worker process it is math-verify. docs/grading.md states each policy with its reason. Every pattern
 takes time linear in the text.
 """
 
-import cmath
 import collections
-import functools
 import math
-import random
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from ssd.values import value_of
+from ssd.writing import all_boxes, clean, last_box, one_writing, without_spaces
+
 SameExpression = Callable[[str, str], bool]
-
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*[^\s{}$\\]|\\?(?:boxed|fbox)\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BETWEEN_ADJACENT = re.compile(
-    r"(?:[\s,;$]|\\[()\[\]]|\\q?quad(?![a-zA-Z])|\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))*"
-)
-
-
-def last_box(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` with balanced braces, or None.
-
-    Boxes with nothing but commas, 'and', 'or', space or math delimiters between them are one answer of several parts,
-    joined by ', '; a box that is only repeated counts once. Boxes with anything else between them are not joined.
-
-    >>> last_box(r"so \boxed{114}? wait, \boxed{\frac{1}{2}}")
-    '\\frac{1}{2}'
-    >>> last_box(r"$\boxed{3}$ and $\boxed{4}$")
-    '3, 4'
-    """
-    boxes = _boxes(text)
-    if not boxes:
-        return None
-    group = [boxes.pop()]
-    while boxes and _BETWEEN_ADJACENT.fullmatch(text, boxes[-1].end, group[-1].start):
-        group.append(boxes.pop())
-    return _joined(reversed(group))
-
-
-class _Box(NamedTuple):
-    start: int
-    end: int
-    content: str
-
-
-def _boxes(text: str) -> list[_Box]:
-    """Every box with balanced braces that is in no other box."""
-    if "boxed" not in text and "fbox" not in text:
-        return []
-    boxes, closing = [], _closing_braces(text)
-    for match in _BOX.finditer(text):
-        if boxes and match.start() < boxes[-1].end:
-            continue
-        if not match[0].endswith("{"):
-            boxes.append(_Box(match.start(), match.end(), match[0][-1]))
-        elif end := closing.get(match.end() - 1):
-            boxes.append(_Box(match.start(), end, text[match.end() : end - 1].strip()))
-    return boxes
-
-
-def _joined(boxes: Iterable[_Box]) -> str:
-    return ", ".join(dict.fromkeys(box.content for box in boxes))
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    r"""Index after the brace that closes each opening one, in one pass; `\{` and `\}` do not count."""
-    opened, closing = [], {}
-    for match in _BRACE.finditer(text):
-        if match[0] == "{":
-            opened.append(match.start())
-        elif match[0] == "}" and opened:
-            closing[opened.pop()] = match.end()
-    return closing
-
-
-def normalise(answer: str) -> str:
-    r"""Form in which equal strings are equal answers: `clean` without spaces, and without `x =` before the value.
-
-    >>> normalise(r"$ \dfrac12 $."), normalise(r"x = \frac{1}{2}"), normalise("1,000")
-    ('\\frac{1}{2}', '\\frac{1}{2}', '1000')
-    """
-    return re.sub(r"^[a-zA-Z]=(?!=)", "", _without_spaces(clean(answer)))
-
-
-_THIN_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|,?\\!|\\,)\s*(?=\d{3}(?!\d))")  # 10{,}000, 10,\!000, 10\,000
-_SPACING = re.compile(r"(?:(?<!\\)\\[()\[\]]|\\?\$|\\q?quad(?![a-zA-Z])|(?<!\\)\\[,;:! ]|~|\s)+")
-# Applied in order, each in linear time.
-_REPLACEMENTS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:left|right|[bB]ig{1,2}[lrm]?)(?![a-zA-Z])\.?|\\displaystyle(?![a-zA-Z])", ""),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\frac ?(\d|(?<= )[a-z]) ?(?=[\w{])", r"\\frac{\1}"),
-        (r"\\frac ?(\{[^{}]*\}) ?(\w)", r"\\frac\1{\2}"),
-        (r"\\sqrt\s?(\d)", r"\\sqrt{\1}"),
-        (r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathnormal)\s?\{([^{}]*)\}", r"\1"),
-        (r"\\(?:mathrm|text(?:rm|bf|it|sf|normal|up)?|mbox|hbox|operatorname)\s?\{", r"\\text{"),
-        (r"\\text\{ ?(and|or|[eid])? ?\}", r" \1 "),
-        (r"(?<!\\)\{ ?([,:;=<>]) ?\}", r"\1"),
-        (r"\\[lc]dots(?![a-zA-Z])", r"\\dots"),
-        (r"^\*\*|\*\*$", ""),
-        (r"\*\*", "^"),
-        (r"\{([^{}]*)\\choose(?![a-zA-Z]) ?([^{}]*)\}", r"\\binom{\1}{\2}"),
-        (r"\{([^{}]*)\\over(?![a-zA-Z]) ?([^{}]*)\}", r"\\frac{\1}{\2}"),
-        (r"(?<![\\a-zA-Z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"(?<![\\a-zA-Z])(sqrt|pi|sin|cos|tan|ln|log|infty)(?![a-zA-Z])", r"\\\1 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?thousand(?![a-zA-Z])( ?\})?", r"\\cdot 10^3 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?million(?![a-zA-Z])( ?\})?", r"\\cdot 10^6 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?billion(?![a-zA-Z])( ?\})?", r"\\cdot 10^9 "),
-        (r"\\(?:times|ast)(?![a-zA-Z])|\*", r"\\cdot "),
-        (r"\\leq?(?:slant)?(?![a-zA-Z])|<=", r"\\leq "),
-        (r"\\geq?(?:slant)?(?![a-zA-Z])|>=", r"\\geq "),
-        (r"\\neq?(?![a-zA-Z])|!=", r"\\neq "),
-        (r"\\lt(?![a-zA-Z])", "<"),
-        (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\\[lr]?vert(?![a-zA-Z])", "|"),
-        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
-        (r"\\(?:infin|infinity)(?![a-zA-Z])", r"\\infty"),
-        (r"\+ ?\\infty", r"\\infty"),
-        (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
-        (r"\\?%|(?<![a-zA-Z])(?:per ?cent|percentage|pct)(?![a-zA-Z])", "%"),
-        (r"\\text\{ ?% ?\}", "%"),
-        (r"([_^]) ?\{ ?([a-df-zA-Z\d]) ?\}", r"\1\2"),  # the parser reads e^{e} but not e^e
-    )
-]
-_BRACKET = re.compile(r"[(\[]|\\\{|^\{")
-_GROUPED = re.compile(r"(?<![\d,.])([1-9]\d{0,2}(?:,\d{3})+)(?!\d|,\S)")
-_SYMBOLS = str.maketrans(
-    {
-        **dict.fromkeys("−–—‐‑﹣－", "-"),
-        **dict.fromkeys("⋅·∙×✕", r"\cdot "),
-        **{"÷": "/", "∕": "/", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm "},
-        **{"≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "},
-        **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "…": r"\dots "},
-    }
-)
-_CONTROLS = dict.fromkeys([*range(9), *range(14, 32), 127])
-_SCRIPTS = {
-    "^": ("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n"),
-    "_": ("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n"),
-}
-
-
-@functools.lru_cache(maxsize=2**14)
-def clean(answer: str) -> str:
-    r"""LaTeX of `answer` with one writing for each symbol; no delimiters, sizing, currency or grouping.
-
-    >>> clean("$\\left( \\tfrac12,\\ −1\\,234 \\right)$."), clean("x² ≤ ½")
-    ('( \\frac{1}{2}, -1234 )', 'x^2 \\leq \\frac{1}{2}')
-    """
-    answer = _one_writing(_SPACING.sub(" ", _THIN_GROUPS.sub("", _ascii(answer))))
-    answer = answer.lstrip("= ").rstrip(".,; \\")
-    if ", " in answer or not _BRACKET.search(answer):  # and (1,234) is a pair
-        answer = _GROUPED.sub(lambda match: match[1].replace(",", ""), answer)
-    return answer
-
-
-def _one_writing(text: str) -> str:
-    if "\\\\" in text and "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # an escape too many; in a matrix it ends a row
-    for pattern, replacement in _REPLACEMENTS:
-        text = pattern.sub(replacement, text)
-    return re.sub(r" +", " ", text)
-
-
-def _ascii(text: str) -> str:
-    if text.isascii():
-        return text.translate(_CONTROLS)
-    for command, (scripts, plain) in _SCRIPTS.items():
-        to_plain = str.maketrans(scripts, plain)
-        text = re.sub(f"[{scripts}]+", lambda m, c=command, t=to_plain: f"{c}{{{m[0].translate(t)}}}", text)
-    return "".join(map(_ascii_of, text.translate(_SYMBOLS)))
-
-
-def _ascii_of(character: str) -> str:
-    if character.isascii():
-        return character
-    kind = unicodedata.category(character)
-    if kind in ("Cc", "Cf"):
-        return ""  # marks of direction and joining, which are not seen
-    if kind == "Sc":
-        return ""
-    if kind == "Zs":
-        return r"\,"
-    if kind == "Nd":
-        return str(unicodedata.digit(character))
-    plain = unicodedata.normalize("NFKC", character)
-    top, slash, bottom = plain.partition("⁄")
-    return rf"\frac{{{top}}}{{{bottom}}}" if slash else plain
-
-
-def _without_spaces(text: str) -> str:
-    return re.sub(r"(?<!\d) | (?!\d)", "", text)  # 1 2 is not 12
 
 
 def equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
@@ -214,7 +29,7 @@ def equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
     >>> equal("(3/4, 10\\%)", "( \\frac{3}{4}, 0.1 )", lambda gold, answer: False)
     True
     """
-    gold, answer = _joined(_boxes(gold)) or gold, last_box(answer) or answer
+    gold, answer = all_boxes(gold) or gold, last_box(answer) or answer
     gold, cleaned = clean(_labelled(gold)), clean(answer)
     if not gold or not cleaned:
         return False
@@ -222,7 +37,7 @@ def equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
         return True
     if not is_sentence(answer):
         return False
-    return _equal(gold, clean(_labelled(answer)), same_expression) or same_expression(gold, _one_writing(answer))
+    return _equal(gold, clean(_labelled(answer)), same_expression) or same_expression(gold, one_writing(answer))
 
 
 def _labelled(text: str) -> str:
@@ -237,7 +52,7 @@ def expressions(gold: str) -> list[str]:
     >>> expressions(r"(3, \frac{1}{2})"), expressions(r"x = 2\sqrt{3} \text{ cm}")
     ([], ['2\\sqrt{3}'])
     """
-    return _expressions(clean(_labelled(_joined(_boxes(gold)) or gold)))
+    return _expressions(clean(_labelled(all_boxes(gold) or gold)))
 
 
 def _expressions(text: str) -> list[str]:
@@ -276,9 +91,9 @@ _LABEL = re.compile(r"(?:(?i:answer)(?: ?is)?[ :=}]+|#### )(?:\$([^$]+)\$|(.*))"
 
 
 def _equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
-    if _without_spaces(gold) == _without_spaces(answer):
+    if without_spaces(gold) == without_spaces(answer):
         return True
-    if "\\text" in gold + answer and _without_spaces(_plain(gold)) == _without_spaces(_plain(answer)):
+    if "\\text" in gold + answer and without_spaces(_plain(gold)) == without_spaces(_plain(answer)):
         return True
     gold, answer = (_NAMED.get(_words(text), text) for text in (_without_braces(gold), _without_braces(answer)))
     gold, answer = _SET_OF_ALL.sub(r"\1", gold), _SET_OF_ALL.sub(r"\1", answer)
@@ -294,7 +109,7 @@ def _equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
         return _equal_parts(gold_parts, answer_parts, same_expression)
     (gold_name, gold_value), (answer_name, answer_value) = _named(gold), _named(answer)
     if gold_name and answer_name:
-        if _without_spaces(gold_name) == _without_spaces(answer_name):
+        if without_spaces(gold_name) == without_spaces(answer_name):
             return _equal(gold_value, answer_value, same_expression)
         return same_expression(gold, answer)
     if gold_name and not _RELATION.search(answer):
@@ -362,8 +177,8 @@ def _equal_parts(gold: _Parts, answer: _Parts, same_expression: SameExpression) 
         return False
     if {gold.opening, answer.opening} & {"(", "["}:
         return all(_equal(*pair, same_expression) for pair in zip(gold.elements, answer.elements, strict=True))
-    left = collections.Counter(map(_without_spaces, gold.elements))
-    rest = collections.Counter(map(_without_spaces, answer.elements))
+    left = collections.Counter(map(without_spaces, gold.elements))
+    rest = collections.Counter(map(without_spaces, answer.elements))
     left, rest = list((left - rest).elements()), list((rest - left).elements())
     for element in left:
         found = next((i for i, other in enumerate(rest) if _equal(element, other, same_expression)), None)
@@ -375,7 +190,7 @@ def _equal_parts(gold: _Parts, answer: _Parts, same_expression: SameExpression) 
 
 def _once(elements: list[str]) -> list[str]:
     """Each element once, as it is first written."""
-    return list({_without_spaces(element): element for element in reversed(elements)}.values())[::-1]
+    return list({without_spaces(element): element for element in reversed(elements)}.values())[::-1]
 
 
 _MATRIX = re.compile(
@@ -618,7 +433,7 @@ _MIXED = re.compile(r"(\d+) ?\\frac\{(\d+)\}\{(\d+)\}|(\d+) (\d+)/(\d+)")
 
 
 def _number(text: str) -> _Number | None:
-    text = _without_spaces(text)
+    text = without_spaces(text)
     while (brackets := _brackets(text))[0] == "(" and brackets[2] == ")":
         text = brackets[1]
     if match := _SPACED_GROUPS.fullmatch(text):
@@ -664,7 +479,7 @@ def _differ(gold: str, answer: str) -> bool:
 
     Only ever says that they differ: equal values at one point are no proof of equal expressions.
     """
-    one, other = _value(gold), _value(answer)
+    one, other = value_of(gold), value_of(answer)
     if one is None or other is None:
         beside = answer if other is None else gold
         return (one is None) != (other is None) and (
@@ -676,135 +491,6 @@ def _differ(gold: str, answer: str) -> bool:
     if difference <= 1e-9 * max(one.largest, other.largest):
         return False
     return difference > 2e-6 or difference > 2e-4 * size
-
-
-class _Value(NamedTuple):
-    value: complex
-    largest: float  # of the numbers on the way, infinite where one is too large for a float
-
-
-@functools.lru_cache(maxsize=2**14)
-def _value(text: str) -> _Value | None:
-    """Value of an expression of numbers, letters, sums, products, fractions, powers and roots; None for any other."""
-    evaluation = _Evaluation(_VALUE_TOKEN.findall(text))
-    try:
-        value = evaluation.sum()
-    except OverflowError:
-        return _Value(0, math.inf)
-    except (ValueError, ZeroDivisionError, RecursionError):
-        return None
-    return None if evaluation.tokens or value != value else _Value(value, evaluation.largest)
-
-
-_VALUE_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[a-zA-Z]+|[^ ]")
-_GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|varphi|phi|chi|psi|omega)")
-
-
-class _Evaluation:
-    """Recursive descent over tokens, which it uses up; ValueError at what it does not know. i is the imaginary unit."""
-
-    def __init__(self, tokens: list[str]):
-        self.tokens, self.largest = tokens[::-1], 0.0
-
-    def sum(self) -> complex:
-        total = self.product()
-        while self._next() in ("+", "-"):
-            total = self._seen(total + self.product() if self.tokens.pop() == "+" else total - self.product())
-        return total
-
-    def product(self) -> complex:
-        sign = 1
-        while self._next() in ("+", "-"):
-            sign = -sign if self.tokens.pop() == "-" else sign
-        value = sign * self.power()
-        while self.tokens and self._next() not in ("+", "-", ")", "]", "}"):
-            if self._next() in ("/", "\\div"):
-                self.tokens.pop()
-                value = self._seen(value / self.power())
-            else:
-                if self._next() == "\\cdot":
-                    self.tokens.pop()
-                elif self._next()[0].isdigit():
-                    raise ValueError("a number after a factor")
-                value = self._seen(value * self.power())
-        return value
-
-    def power(self) -> complex:
-        base = self.atom()
-        if self._next() == "!":
-            self.tokens.pop()
-            if base.imag or base.real < 0 or base.real % 1:
-                raise ValueError("a factorial of no whole number")
-            base = complex(math.gamma(base.real + 1))
-        if self._next() != "^":
-            return self._seen(base)
-        self.tokens.pop()
-        return self._seen(base ** self.argument())
-
-    def argument(self) -> complex:
-        """A group in braces or, as TeX has it, the next single character."""
-        if self._next() != "{" and (len(self._next()) > 1 and self._next()[0] != "\\"):
-            raise ValueError("several characters without braces")
-        return self.atom()
-
-    def atom(self) -> complex:
-        token = self.tokens.pop() if self.tokens else ""
-        if token[:1].isdigit() or token[:1] == ".":
-            if self._next() == "\\frac":
-                raise ValueError("perhaps a mixed number")
-            return complex(float(token))
-        if token in _GROUPS:
-            value = self.sum()
-            if not self.tokens or self.tokens.pop() != _GROUPS[token]:
-                raise ValueError("brackets that do not match")
-            return value
-        if token == "\\frac":
-            return self.argument() / self.argument()
-        if token == "\\sqrt":
-            root = 2.0
-            if self._next() == "[":
-                root = self.atom()
-            return self.argument() ** (1 / root)
-        if token in _FUNCTIONS:
-            value = _FUNCTIONS[token](self.atom() if self._next() in _GROUPS else self.power())
-            if self.tokens and self._next() not in ("+", "-", ")", "]", "}"):
-                raise ValueError("an argument whose end is not said")
-            return value
-        if token in ("\\pi", "e", "i"):
-            return {"\\pi": complex(math.pi), "e": complex(math.e), "i": 1j}[token]
-        if _GREEK.fullmatch(token) or (token.isalpha() and token.isascii()):
-            if self._next() == "_":
-                self.tokens.pop()
-                token += "_" + "".join(self._subscript())
-            return _at(token.lower())
-        raise ValueError(token)
-
-    def _subscript(self) -> list[str]:
-        first = self.tokens.pop() if self.tokens else ""
-        if first == "{":
-            first = self.tokens.pop() if self.tokens else ""
-            if not first or not self.tokens or self.tokens.pop() != "}":
-                raise ValueError("a long subscript")
-        return [first]
-
-    def _next(self) -> str:
-        return self.tokens[-1] if self.tokens else ""
-
-    def _seen(self, value: complex) -> complex:
-        self.largest = max(self.largest, abs(value))
-        return value
-
-
-_GROUPS = {"(": ")", "[": "]", "{": "}"}
-_FUNCTIONS = {
-    "\\sin": cmath.sin, "\\cos": cmath.cos, "\\tan": cmath.tan, "\\ln": cmath.log, "\\log": cmath.log10,
-}  # fmt: skip
-
-
-@functools.lru_cache(maxsize=256)
-def _at(letter: str) -> complex:
-    """A value of a letter, the same in every expression."""
-    return complex(random.Random(letter).uniform(1.1, 2.9))
 
 
 _NAMED = {

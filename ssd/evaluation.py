@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from ssd import grading, records, report, tracking
-from ssd.answers import normalise
 from ssd.engines import Decoding
 from ssd.records import Grade, Problem, Sample
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
 from ssd.tracking import Step
+from ssd.writing import normalise
 
 if TYPE_CHECKING:
     from ssd import sampling

@@ -24,8 +24,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from tqdm import tqdm
 
-from ssd.answers import normalise
 from ssd.records import Problem
+from ssd.writing import normalise
 
 Result = TypeVar("Result")
 NEVER = float("inf")

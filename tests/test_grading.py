@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssd import grading
-from ssd.answers import last_box
+from ssd import grading, workers
 from ssd.records import Grade, Problem, Sample
+from ssd.writing import last_box
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,7 +134,7 @@ def test_hostile_answers_end_in_an_outcome_in_time_and_memory_and_leave_no_proce
     assert list(verdicts.values()).count("timed_out") < len(pairs) / 5  # most are refused before a clock runs
     waits = sorted(after - before for before, after in itertools.pairwise(times))
     assert waits[-2] < deadline_s + 2  # the longest wait is for the workers to start
-    assert max(processes.values()) < grading.MEMORY_BYTES
+    assert max(processes.values()) < workers.MEMORY_BYTES
     assert not psutil.wait_procs(list(processes), timeout=5)[1]
 
 
