@@ -32,6 +32,7 @@ from scipy import sparse
 
 from ssd import overlap, records, sources, splits
 from ssd.records import Problem
+from ssd.words import answer_key, normalise_text
 from ssd.writing import last_box
 
 SIZES = (10_000, 100_000, 860_000)
@@ -272,10 +273,10 @@ def by_definition(problems: Sequence[Problem], vocabulary: dict[str, int]) -> tu
     """Distinct words of each problem as a 0/1 matrix, its answer's key and its numbers, one problem at a time."""
     columns, ends, keys = [], [0], []
     for problem in problems:
-        found = WORD.findall(overlap.normalise_text(problem.problem))
+        found = WORD.findall(normalise_text(problem.problem))
         columns += [vocabulary.setdefault(word, len(vocabulary)) for word in set(found)]
         ends.append(len(columns))
-        keys.append((overlap.answer_key(problem.answer), Counter(word for word in found if word[0].isdigit())))
+        keys.append((answer_key(problem.answer), Counter(word for word in found if word[0].isdigit())))
     return sparse.csr_matrix((np.ones(len(columns)), columns, ends), (len(problems), len(vocabulary))), keys
 
 

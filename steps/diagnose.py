@@ -18,7 +18,7 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 
-from ssd import evaluation, records, report, tracking
+from ssd import evaluation, mechanism, records, report, tracking
 from ssd.engines import Decoding
 from ssd.records import Grade
 
@@ -27,7 +27,7 @@ UNTRUNCATED = Decoding()
 
 
 def diagnose(step: tracking.Step) -> None:
-    from ssd import diagnostics, models  # torch takes seconds to load
+    from ssd import changes, diagnostics, models  # torch takes seconds to load
     from ssd.lab import world
 
     args = step.args
@@ -45,19 +45,19 @@ def diagnose(step: tracking.Step) -> None:
     if any(set(world.fragments(each)) <= tokenizer.get_vocab().keys() for each in world.WORLDS.values()):
         kinds = [world.kinds(tokenizer.convert_ids_to_tokens(text.sample.token_ids)) for text in texts]
         truth_N = np.array(list(itertools.chain.from_iterable(kinds)))
-    found = diagnostics.summary(measured, drawn_T, truth_N)
+    found = changes.summary(measured, drawn_T, truth_N)
     found |= {
         "truncation": str(truncation),
         "rules": dataclasses.asdict(rules),
-        "carriers": diagnostics.carriers(measured),
+        "carriers": changes.carriers(measured),
     }
-    curves = diagnostics.mean_curves(measured)
+    curves = changes.mean_curves(measured)
     step.log_json("diagnosis.json", found | {"curves": curves})
-    mlflow.log_text(report.diagnosis(found), "diagnosis.md")
+    mlflow.log_text(mechanism.page(found), "diagnosis.md")
     step.log_table("changes.parquet", pa.Table.from_pylist([_flat(row) for row in found["changes"]]))
     order = np.random.default_rng(args.seed).permutation(found["num_positions"])
     kept_M = np.sort(order[:MAX_STORED_POSITIONS])
-    columns = diagnostics.positions(measured, kept_M) | ({} if truth_N is None else {"truth": truth_N[kept_M]})
+    columns = changes.positions(measured, kept_M) | ({} if truth_N is None else {"truth": truth_N[kept_M]})
     step.log_table("positions.parquet", pa.table(columns))
     mlflow.log_figure(report.curves(curves, diagnostics.EVAL_TEMPERATURES), "figures/curves.png")
     mlflow.log_figure(report.changes(found["changes"]), "figures/changes.png")
@@ -71,7 +71,7 @@ def diagnose(step: tracking.Step) -> None:
                 mlflow.log_metrics({name: value.value} | bounds)
     step.describe(
         f"diagnose · {tracking.tag_of(args.model, 'arm', 'model')} · {found['num_texts']:,} texts",
-        report.mechanism(found) + "\n\nTables: diagnosis.md." + _warning(args.model, truncation),
+        mechanism.verdict(found) + "\n\nTables: diagnosis.md." + _warning(args.model, truncation),
     )
 
 

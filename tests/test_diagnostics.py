@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from ssd import diagnostics, models, prompts, sampling, tracking
+from ssd import changes, diagnostics, models, prompts, sampling, tracking
 from ssd.diagnostics import Rules, Text
 from ssd.engines import Decoding
 from ssd.lab import automaton, world
@@ -176,7 +176,7 @@ def test_reweighting_gives_the_expectation_under_the_other_model():
         of={name: {"logprob": values.ravel()} for name, values in logprob.items()},
     )
     is_lock = np.tile([False, True], num_texts)
-    ratios = diagnostics.log_ratios(measured, "model", {"lock": is_lock, "fork": ~is_lock})
+    ratios = changes.log_ratios(measured, "model", {"lock": is_lock, "fork": ~is_lock})
     values, drawn = (works & holds).astype(float), np.ones(num_texts, dtype=bool)
     base = work["base"] * right["base"]
     expected = {
@@ -185,7 +185,7 @@ def test_reweighting_gives_the_expectation_under_the_other_model():
         "fork": work["model"] * right["base"] - base,
     }
     for where, gained in expected.items():
-        found = diagnostics.gain(measured, values, diagnostics.weights(measured, ratios[where]), drawn)
+        found = changes.gain(measured, values, changes.weights(measured, ratios[where]), drawn)
         assert found.value == pytest.approx(gained, abs=4 * found.se)
         assert found.se < 0.005
 

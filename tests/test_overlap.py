@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 
 from ssd import overlap
-from ssd.overlap import (
-    PRECISION_FIRST,
-    RECALL_FIRST,
-    OperatingPoint,
-    answer_key,
-    clusters,
-    duplicates,
-    normalise_text,
-    overlaps,
-)
+from ssd.overlap import PRECISION_FIRST, RECALL_FIRST, OperatingPoint, clusters, duplicates, overlaps
 from ssd.records import Problem
+from ssd.words import answer_key, digits_of, features_of, normalise_text
 
 LABELLED = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "labelled"
 
@@ -69,7 +61,7 @@ def by_definition(a: Problem, b: Problem, point: OperatingPoint) -> tuple[str, f
 @pytest.mark.parametrize("point", [RECALL_FIRST, PRECISION_FIRST])
 @pytest.mark.parametrize("chunk_rows", [7, 4096])
 def test_the_join_finds_exactly_the_pairs_of_the_definition(monkeypatch, point, chunk_rows):
-    monkeypatch.setattr(overlap, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("ssd.words.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(overlap, "PAIRS_AT_ONCE", 50 * chunk_rows)
     left, right = made_problems(150, 1, "l"), made_problems(120, 2, "r")
     expected = {
@@ -121,10 +113,10 @@ HOSTILE = [
 
 def assert_taken_apart_as_defined(problems: list[Problem]) -> None:
     """Each text's words are those of its definition, and two texts agree in numbers where the multisets are equal."""
-    found = overlap._features(problems)
+    found = features_of(problems)
     expected = [features_by_definition(each.problem) for each in problems]
     vocabulary = sorted(set().union(*(words for words, _ in expected)))
-    alone = overlap._features([problem(word, word, "") for word in vocabulary])
+    alone = features_of([problem(word, word, "") for word in vocabulary])
     assert alone.num_words.tolist() == [1] * len(vocabulary) and len(set(alone.words)) == len(vocabulary)
     hash_of = dict(zip(vocabulary, alone.words.tolist()))
     for row, (words, _) in zip(np.split(found.words, np.cumsum(found.num_words)[:-1]), expected):
@@ -198,7 +190,7 @@ def test_different_answers_have_different_keys():
 def test_the_key_of_an_answer_keeps_its_digits_in_order():
     answers = {str(row[side]) for row in labelled_pairs() for side in ("answer_a", "answer_b")}
     answers |= {"\u03a9", "\uff11\u00bd", "60\u00b0", r"\frac12", "x = 1,200.50", "007"}
-    assert overlap._digits(answers) == overlap._digits([answer_key(answer) for answer in answers])
+    assert digits_of(answers) == digits_of([answer_key(answer) for answer in answers])
 
 
 def test_layout_fonts_drawings_and_small_numerals_do_not_distinguish_texts():
