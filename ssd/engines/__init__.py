@@ -184,6 +184,11 @@ def in_vllm(decoding: Decoding) -> tuple[dict[str, float], list[float] | None]:
     return asked | truncation, [*idle.values(), beyond] if beyond > 1 else None
 
 
+def truncates_first(requests: Iterable[Request]) -> bool:
+    """Whether vLLM needs the logits processor for one of `requests`."""
+    return any(in_vllm(decoding)[1] for decoding in {request.decoding for request in requests})
+
+
 def refuse_penalty_before_truncation(requests: Iterable[Request], engine: str) -> None:
     """ValueError where a penalty meets `temperature_last`: vLLM applies it after that has truncated."""
     for decoding in {request.decoding for request in requests}:

@@ -10,7 +10,15 @@ from typing import Any
 import openai
 
 from ssd import models
-from ssd.engines import TRUNCATE_FIRST, Decoding, Request, in_vllm, max_model_len, refuse_penalty_before_truncation
+from ssd.engines import (
+    TRUNCATE_FIRST,
+    Decoding,
+    Request,
+    in_vllm,
+    max_model_len,
+    refuse_penalty_before_truncation,
+    truncates_first,
+)
 from ssd.engines.pool import PROBE_TIMEOUT_S, Busy, Place, Pool, Unavailable
 from ssd.records import Sample
 
@@ -38,7 +46,7 @@ class OpenAIEngine(Pool):
         tokenizer = models.load_tokenizer(model)
         super().__init__([_Server(url, model, length, tokenizer) for url in urls.split(",")], CONCURRENCY)
         _allow_open_files(CONCURRENCY * len(self.places))
-        truncate_first = any(in_vllm(request.decoding)[1] for request in requests)
+        truncate_first = truncates_first(requests)
         for server in self.places:
             try:
                 self.runner.run(server.check(requests[0], truncate_first))

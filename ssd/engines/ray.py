@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayError
 
 import ssd
 from ssd import models
-from ssd.engines import Request, max_model_len, refuse_penalty_before_truncation
+from ssd.engines import Request, max_model_len, refuse_penalty_before_truncation, truncates_first
 from ssd.engines.pool import Place, Pool, Unavailable
 from ssd.records import Sample
 
@@ -26,7 +26,7 @@ class RayEngine(Pool):
 
     def __init__(self, model: str, requests: Sequence[Request], address: str = ""):
         refuse_penalty_before_truncation(requests, "ray")
-        length = max_model_len(requests, models.context_length(model))
+        length, first = max_model_len(requests, models.context_length(model)), truncates_first(requests)
         models.load_tokenizer(model)
         try:
             if address:  # Ray would try for five minutes
@@ -45,15 +45,17 @@ class RayEngine(Pool):
         self.num_gpus = float(free) if self.num_gpus else 0.0
         # A worker that is lost is started again, elsewhere if need be; what it was doing is asked for again by Pool.
         actor = ray.remote(max_restarts=-1, max_concurrency=2 * CONCURRENCY, **{f"num_{unit.lower()}s": 1})(_Actor)
-        super().__init__([_Worker(f"worker {number}", actor, model, length) for number in range(free)], CONCURRENCY)
+        super().__init__(
+            [_Worker(f"worker {number}", actor.remote(model, length, first)) for number in range(free)], CONCURRENCY
+        )
         for worker in self.places:
             self.runner.run(worker.start())
 
 
 class _Worker(Place):
-    def __init__(self, name: str, actor: Any, model: str, max_model_len: int):
+    def __init__(self, name: str, actor: Any):
         super().__init__(name)
-        self.actor = actor.remote(model, max_model_len)
+        self.actor = actor
 
     async def start(self) -> None:
         try:
@@ -79,10 +81,10 @@ class _Worker(Place):
 class _Actor:
     """Lives on the cluster, beside one GPU."""
 
-    def __init__(self, model: str, max_model_len: int):
+    def __init__(self, model: str, max_model_len: int, truncate_first: bool):
         from ssd.engines.vllm import AsyncVLLM
 
-        self.engine = AsyncVLLM(model, max_model_len)
+        self.engine = AsyncVLLM(model, max_model_len, truncate_first)
 
     async def complete(self, request: Request) -> Sample:
         try:

@@ -22,7 +22,15 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ssd import models
-from ssd.engines import TRUNCATE_FIRST, Decoding, Request, in_vllm, max_model_len, refuse_penalty_before_truncation
+from ssd.engines import (
+    TRUNCATE_FIRST,
+    Decoding,
+    Request,
+    in_vllm,
+    max_model_len,
+    refuse_penalty_before_truncation,
+    truncates_first,
+)
 from ssd.engines.logits import truncate
 from ssd.engines.pool import Place, Pool
 from ssd.records import Sample
@@ -41,18 +49,22 @@ class VLLMEngine:
 
     def __init__(self, model: str, requests: Sequence[Request], place: str = "", **settings: Any):
         refuse_penalty_before_truncation(requests, "vllm")
-        length = max_model_len(requests, models.context_length(model))
+        length, first = max_model_len(requests, models.context_length(model)), truncates_first(requests)
+        self.truncates_first = first
         settings |= _parallelism(place)
         tensor, data = (settings.get(name, 1) for name in PARALLEL)
         self.num_gpus = float(torch.cuda.is_available() * tensor * data)
         self.tokenizer = models.load_tokenizer(model)
         self.llm = self.replicas = None
         if data > 1:  # vllm.LLM has no data parallelism
-            self.replicas = Pool([AsyncVLLM(model, length, **settings)], MAX_NUM_SEQS * data)
+            self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], MAX_NUM_SEQS * data)
         else:
-            self.llm = vllm.LLM(**arguments(model, length) | settings)
+            self.llm = vllm.LLM(**arguments(model, length, first) | settings)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        requests = list(requests)
+        if truncates_first(requests) and not self.truncates_first:  # vLLM would do without, and say nothing
+            raise RuntimeError("this engine was opened for requests that do not truncate first; open another")
         if self.replicas:
             yield from self.replicas.generate(requests)
             return
@@ -69,10 +81,10 @@ class VLLMEngine:
 class AsyncVLLM(Place):
     """vLLM in processes beside this one, which completes one request a call."""
 
-    def __init__(self, model: str, max_model_len: int, **settings: Any):
+    def __init__(self, model: str, max_model_len: int, truncate_first: bool, **settings: Any):
         super().__init__("vllm")
         self.tokenizer = models.load_tokenizer(model)
-        settings = {"disable_log_stats": True} | arguments(model, max_model_len) | settings
+        settings = {"disable_log_stats": True} | arguments(model, max_model_len, truncate_first) | settings
         engine_args = vllm.AsyncEngineArgs(**settings)
         self.llm = AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
         self.num_calls = 0
@@ -91,12 +103,16 @@ class AsyncVLLM(Place):
         self.llm.shutdown()
 
 
-def arguments(model: str, max_model_len: int) -> dict[str, Any]:
-    """vLLM's arguments for `model` on this machine."""
+def arguments(model: str, max_model_len: int, truncate_first: bool) -> dict[str, Any]:
+    """vLLM's arguments for `model` on this machine; `truncate_first` where a request will need TruncateFirst.
+
+    Without need it is left out: the model runner that draws by the seeds of all requests in one kernel takes none.
+    """
     models.load_tokenizer(model)  # its errors say what is missing; vLLM's do not
     config = models.load_config(model)
     settings = {"model": model, "max_model_len": max_model_len, "dtype": "auto", "trust_remote_code": False}
-    settings["logits_processors"] = [TruncateFirst]
+    if truncate_first:
+        settings["logits_processors"] = [TruncateFirst]
     if current_platform.is_cpu():
         settings |= {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
         settings["enable_chunked_prefill"] = False  # with a seed a request it fails: a CPU generator has no offset
