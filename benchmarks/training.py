@@ -9,6 +9,7 @@ not counted. MFU is over 989 TFLOP/s, the dense bfloat16 rate of an H100 or H200
 
 import argparse
 import gc
+import os
 import shutil
 import sys
 import tempfile
@@ -86,6 +87,8 @@ def main() -> int:
     parser.add_argument("--num_steps", type=int, default=4)
     parser.add_argument("--num_processes", type=int, default=1, help="GPUs to train on together, beside one")
     arguments = parser.parse_args()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(arguments.num_processes))))
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]  # this process's, from here on
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TRL {trl.__version__}\n")
     print("| length | trainer | tokens/s | MFU | peak GiB |\n| ---: | --- | ---: | ---: | ---: |")
     met = True
@@ -99,7 +102,8 @@ def main() -> int:
             print(f"| {length:,} | {name} | {rate:,.0f} | {mfu:.2f} | {peak:.1f} |", flush=True)
         met &= ours[0] >= LEAST_RATIO * plain[0]
         if arguments.num_processes > 1:
-            together, _ = measure(*settings, arguments.num_processes)
+            with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=visible):
+                together, _ = measure(*settings, arguments.num_processes)
             mfu = together / arguments.num_processes * flops_per_token(arguments.model, length) / PEAK_FLOPS
             print(f"| {length:,} | ours, {arguments.num_processes} GPUs | {together:,.0f} | {mfu:.2f} | |", flush=True)
             enough = together >= LEAST_EFFICIENCY * arguments.num_processes * ours[0]

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import hashlib
+import shutil
 from pathlib import Path
 
 import safetensors
 import torch
 import transformers
 
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -52,6 +54,14 @@ def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTraine
     if model_class is None:
         raise ValueError(f"model {model}: transformers {transformers.__version__} has no class {architecture}")
     return model_class.from_pretrained(model, dtype=dtype, use_safetensors=True)
+
+
+def save_tokenizer(model: str, folder: str | Path) -> None:
+    """Put the tokenizer of `model` into `folder`, and what vLLM asks of a model that takes images, too."""
+    load_tokenizer(model).save_pretrained(folder)
+    for name in PROCESSOR_FILES:
+        with contextlib.suppress(OSError):  # it has no such file
+            shutil.copy(transformers.utils.cached_file(model, name), folder)
 
 
 def context_length(model: str) -> int:

@@ -138,7 +138,7 @@ def _add_files(model_id: str, model: str, card: str) -> None:
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "README.md").write_text(card)
-        models.load_tokenizer(model).save_pretrained(Path(folder) / "model")
+        models.save_tokenizer(model, Path(folder) / "model")
         client.log_model_artifacts(model_id, folder)
 
 

@@ -36,7 +36,7 @@ from ssd.engines.pool import Place, Pool
 from ssd.records import Sample
 
 CPU_CACHE_BYTES = 512 << 20
-MAX_NUM_SEQS = 1024  # what vLLM itself takes on a large GPU
+MAX_NUM_SEQS = 512  # at once on a GPU: as many as vLLM has CUDA graphs for; beyond them a token costs 1.4 times as much
 PARALLEL = ("tensor_parallel_size", "data_parallel_size")
 
 
@@ -57,7 +57,7 @@ class VLLMEngine:
         self.tokenizer = models.load_tokenizer(model)
         self.llm = self.replicas = None
         if data > 1:  # vllm.LLM has no data parallelism
-            self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], MAX_NUM_SEQS * data)
+            self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], 2 * MAX_NUM_SEQS * data)
         else:
             self.llm = vllm.LLM(**arguments(model, length, first) | settings)
 
@@ -118,6 +118,8 @@ def arguments(model: str, max_model_len: int, truncate_first: bool) -> dict[str,
         settings["enable_chunked_prefill"] = False  # with a seed a request it fails: a CPU generator has no offset
     elif not torch.cuda.is_available():
         raise ValueError("engine=vllm needs a GPU and there is none; use engine=transformers or vLLM's CPU build")
+    else:
+        settings["max_num_seqs"] = MAX_NUM_SEQS
     if hasattr(config, "vision_config"):
         settings["limit_mm_per_prompt"] = {"image": 0, "video": 0}
     if config.model_type.startswith("qwen3_5") and torch.cuda.is_available():

@@ -196,6 +196,8 @@ def _fit(
     weights = models.load_weights(model, torch.float32)
     if gpu and weights.config.get_text_config().model_type.startswith("qwen3_5"):
         kernels.install(weights)
+    if hasattr(weights.config, "vision_config"):  # no gradient reaches it, and FSDP misses its moments when it resumes
+        weights.base_model.visual.requires_grad_(False)
     _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank), num_processes)
     trainer = _Watched(
         model=weights,
@@ -299,7 +301,7 @@ def _export(saved: Path, base: str, is_adapter: bool) -> Path:
         weights = models.load_weights(str(saved), torch.float32)
     exported = saved / "exported"
     weights.to(dtype).save_pretrained(exported)
-    models.load_tokenizer(base).save_pretrained(exported)
+    models.save_tokenizer(base, exported)
     return exported
 
 
