@@ -20,7 +20,8 @@ def train(step: tracking.Step) -> None:
 
     args = step.args
     samples = sorted(records.read(step.path("samples"), Sample), key=lambda row: (row.problem_id, row.sample_index))
-    _check_tokenizer(str(step.path("model")), samples)
+    model = step.model()
+    _check_tokenizer(model, samples)
     training = rows(samples, args.max_length, args.completions)
     arm = tracking.tag_of(args.samples, "arm", "ssd")
     mlflow.log_metrics(
@@ -38,7 +39,7 @@ def train(step: tracking.Step) -> None:
         mlflow.log_metrics(metrics, step=number)
 
     checkpoints = fine_tune(
-        str(step.path("model")),
+        model,
         training.dataset,
         step.work,
         lr=args.lr,
