@@ -63,6 +63,7 @@ MLFLOW_RUN = ("mlflow", "run", ".", "--env-manager", "local", "-P", "preset=tiny
 def start(project: Path, module: str, *arguments: str) -> subprocess.Popen:
     """`python -m module arguments` in the project, its output in log.txt."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db", "PYTHONUNBUFFERED": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # mlflow calls `python`
     for name in ("MLFLOW_RUN_ID", "PYTHONDONTWRITEBYTECODE"):  # files of Python's own appear as they do for a user
         environment.pop(name, None)
     with open(project / "log.txt", "ab") as log:
