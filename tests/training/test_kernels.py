@@ -37,3 +37,33 @@ def test_norms_and_gates_are_those_of_transformers():
         for one, other in zip((found, *of_found), (expected, *of_expected), strict=True):
             difference = (one.float() - other.float()).norm() / other.float().norm()
             assert difference < 2**-7, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the delta rule's kernels need a GPU")
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_on_a_gpu_the_gradient_of_each_weight_is_that_of_plain_torch_in_float32(batch_size, monkeypatch):
+    """Also for a single sequence, which is a micro-batch of long texts."""
+    torch.manual_seed(0)
+    config = layers.Qwen3_5TextConfig(
+        vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_key_head_dim=64, linear_value_head_dim=64, max_position_embeddings=1024,
+    )  # fmt: skip
+    model = layers.Qwen3_5ForCausalLM(config).cuda()
+    ids = torch.randint(512, (batch_size, 512), device="cuda")
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    with monkeypatch.context() as plain:
+        for name in ("torch_chunk_gated_delta_rule", "causal_conv1d_fn"):
+            plain.setattr(layers, name, getattr(layers, name).__wrapped__)
+        expected = gradients()
+    kernels.install(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with torch.autocast("cuda", torch.bfloat16):
+        found = gradients()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() < 0.05 * gradient.norm(), name
