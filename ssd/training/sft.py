@@ -196,7 +196,8 @@ def _fit(
     weights = models.load_weights(model, torch.float32)
     if gpu and weights.config.get_text_config().model_type.startswith("qwen3_5"):
         kernels.install(weights)
-    if hasattr(weights.config, "vision_config"):  # no gradient reaches it, and FSDP misses its moments when it resumes
+    has_vision = hasattr(weights.config, "vision_config")
+    if has_vision:  # no gradient reaches it, and FSDP misses its moments when it resumes
         weights.base_model.visual.requires_grad_(False)
     _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank), num_processes)
     trainer = _Watched(
@@ -204,7 +205,7 @@ def _fit(
         args=config,
         train_dataset=dataset,
         processing_class=models.load_tokenizer(model),
-        peft_config=_lora(lora_rank) if lora_rank else None,
+        peft_config=_lora(lora_rank, has_vision) if lora_rank else None,
         callbacks=[_OnLog(on_log)],
     )
     if trainer.is_fsdp_enabled:
@@ -276,10 +277,13 @@ def _check_room(
         )
 
 
-def _lora(rank: int) -> Any:
+def _lora(rank: int, has_vision: bool) -> Any:
     import peft
 
-    return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM",
+        exclude_modules=r".*\.visual\..*" if has_vision else None,
+    )  # fmt: skip
 
 
 def _saved(folder: Path) -> list[tuple[int, Path]]:
