@@ -37,7 +37,7 @@ def generate(step: Step, decodings: Mapping[str, Decoding]) -> tuple[list[Proble
 
     args = step.args
     problems = records.read(step.path("problems"), Problem)
-    model, (code, _) = step.model(), tracking.code_version()
+    model, (code, _) = str(step.path("model")), tracking.code_version()
     return problems, sampling.generate(model, engine(args), problems, decodings, args.n, args.seed, step.work, code)
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import torch
 import transformers
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -21,6 +18,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 def load_config(model: str) -> transformers.PretrainedConfig:
     """Config of `model`; ValueError with the remedy where it cannot be had."""
     folder = Path(model)
+    if (folder / "adapter_config.json").exists():
+        # vLLM ignores an adapter whose keys it does not know, without a word.
+        raise ValueError(f"model folder {model} is an adapter; give it merged into its model (peft's merge_and_unload)")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"model folder {model} has no config.json; give a folder that save_pretrained wrote")
     try:
@@ -54,47 +54,6 @@ def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTraine
     if model_class is None:
         raise ValueError(f"model {model}: transformers {transformers.__version__} has no class {architecture}")
     return model_class.from_pretrained(model, dtype=dtype, use_safetensors=True)
-
-
-def merged(base: str, adapter: str) -> transformers.PreTrainedModel:
-    """`base` in float32 with the LoRA adapter in the folder `adapter` added to its weights.
-
-    Raises
-    ------
-    ValueError
-        If a tensor of the adapter has no place in `base`, or the adapter is zero: either would leave `base` as it is,
-        and nobody would be told.
-    """
-    import peft  # a second, which whole models need not spend
-
-    adapted = peft.PeftModel.from_pretrained(load_weights(base, torch.float32), adapter)
-    known, given = peft.get_peft_model_state_dict(adapted), _tensor_files(adapter).keys()
-    strangers = sorted(given ^ known.keys())
-    if strangers:
-        raise ValueError(f"adapter {adapter} was made for another model than {base}: {strangers[0]} is not in both")
-    if not any(tensor.any() for name, tensor in known.items() if "lora_B" in name):
-        raise ValueError(f"adapter {adapter} is zero, so it is {base} over again; give one that was trained")
-    return adapted.merge_and_unload()
-
-
-def whole(model: str, folder: Path) -> str:
-    """`model`; where it is a folder that holds an adapter, that merged into its base model, once, in `folder`."""
-    if not (Path(model) / ADAPTER).exists():
-        return model
-    if not folder.exists():
-        base = json.loads((Path(model) / ADAPTER).read_text()).get("base_model_name_or_path")
-        if not base:
-            raise ValueError(
-                f"{model}/{ADAPTER} names no base_model_name_or_path; write the model's folder or hub id there"
-            )
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        merged(base, model).to(load_config(base).get_text_config().dtype or torch.float32).save_pretrained(partial)
-        save_tokenizer(base, partial)
-        try:
-            partial.rename(folder)
-        except OSError:  # another worker was there first
-            shutil.rmtree(partial)
-    return str(folder)
 
 
 def save_tokenizer(model: str, folder: str | Path) -> None:

@@ -111,9 +111,12 @@ def _distribution(path: str, name: str, given: Any) -> BaseDistribution:
         raise ValueError(f"space={path}: {name}: {given} is neither {{low, high, log}} nor a list ({error})") from error
 
 
-def corner(space: Space) -> dict[str, Any]:
-    """The settings of `space` at their highest, what is off left off: an engine that honours them honours the rest."""
-    return _from_unit(space.settings, np.ones(len(space.settings)))
+def corners(space: Space) -> list[dict[str, Any]]:
+    """The settings of `space` at their highest, with each choice in turn: what honours these honours all of it."""
+    highest = _from_unit(space.settings, np.ones(len(space.settings)))
+    lists = {name: each.choices for name, each in space.settings.items() if isinstance(each, CategoricalDistribution)}
+    others = [highest | {name: choice} for name, choices in lists.items() for choice in choices]
+    return [highest, *(each for each in others if each != highest)]
 
 
 def nested(problems: Sequence[Problem], seed: int) -> tuple[list[Problem], list[int]]:

@@ -73,12 +73,6 @@ class Step:
         """Local path of the input `parameter`, downloaded where it is remote."""
         return Path(local_path(getattr(self.args, parameter)))
 
-    def model(self, parameter: str = "model") -> str:
-        """`path` of a model; an adapter is merged into its base model first."""
-        from ssd import models  # torch takes seconds to load
-
-        return models.whole(str(self.path(parameter)), self.work / f"{parameter}-merged")
-
     def launch(self, entry_point: str, **overrides: Any) -> str:
         """Id of a finished run of `entry_point` with these parameters over the preset's; launched if there is none."""
         return launch(entry_point, self.args.preset, overrides)

@@ -32,7 +32,7 @@ def diagnose(step: tracking.Step) -> None:
 
     args = step.args
     truncation, rules = evaluation.decoding(args), diagnostics.Rules()
-    folders = {name: step.model(name) for name in ("base", "model", "control") if getattr(args, name) != "none"}
+    folders = {name: str(step.path(name)) for name in ("base", "model", "control") if getattr(args, name) != "none"}
     carriers = _carriers(args.samples, args.grades)
     texts = [diagnostics.Text(*row) for rows, _ in carriers for row in rows]
     texts = diagnostics.choose(texts, args.num_texts, args.seed)

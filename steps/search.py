@@ -153,8 +153,8 @@ class _Measured:
             self.sampler = loaded.sampler
         else:
             engine, (code, _) = evaluation.engine(args), tracking.code_version()
-            self.sampler = sampling.Sampler(self.step.model(), engine, code)
-            corners = [_decoding(args, search.corner(space)) for space in spaces]
+            self.sampler = sampling.Sampler(tracking.local_path(model), engine, code)
+            corners = [_decoding(args, corner) for space in spaces for corner in search.corners(space)]
             problem = max(self.problems, key=lambda each: len(each.problem))
             self.sampler.expected = [r for d in corners for r in self.sampler.requests([problem], d, 1, 0)]
 

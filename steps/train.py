@@ -20,8 +20,7 @@ def train(step: tracking.Step) -> None:
 
     args = step.args
     samples = sorted(records.read(step.path("samples"), Sample), key=lambda row: (row.problem_id, row.sample_index))
-    model = step.model()
-    _check_tokenizer(model, samples)
+    _check_tokenizer(str(step.path("model")), samples)
     training = rows(samples, args.max_length, args.completions)
     arm = tracking.tag_of(args.samples, "arm", "ssd")
     mlflow.log_metrics(
@@ -39,7 +38,7 @@ def train(step: tracking.Step) -> None:
         mlflow.log_metrics(metrics, step=number)
 
     checkpoints = fine_tune(
-        model,
+        str(step.path("model")),
         training.dataset,
         step.work,
         lr=args.lr,

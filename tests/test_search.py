@@ -188,10 +188,24 @@ def test_every_space_makes_decodings_and_its_known_points_have_a_source(path):
     assert {"temperature", "min-p", "temperature-last", "training"} == set(families)
     for family, space in families.items():
         assert space.known
-        for point in [*space.known, search.corner(space)]:
+        for point in [*space.known, *search.corners(space)]:
             settings = {name: point[name] for name in space.settings}
             if family != "training":
                 assert isinstance(Decoding(**settings), Decoding)
+
+
+def test_an_engine_is_opened_for_every_choice_of_a_space(tmp_path):
+    """vLLM is given what truncates first only where it is asked for beforehand."""
+    (tmp_path / "space.yaml").write_text(
+        "a: {settings: {temperature: [3.0, 1.0], top_p: {low: 0.5, high: 0.9}, temperature_last: [true, false]}}"
+    )
+    found = search.corners(search.load_space(str(tmp_path / "space.yaml"))["a"])
+    assert {(each["temperature"], each["temperature_last"]) for each in found} == {
+        (1.0, False),
+        (3.0, False),
+        (1.0, True),
+    }
+    assert {each["top_p"] for each in found} == {0.9}
 
 
 @pytest.mark.parametrize(

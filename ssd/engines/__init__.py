@@ -189,6 +189,12 @@ def truncates_first(requests: Iterable[Request]) -> bool:
     return any(in_vllm(decoding)[1] for decoding in {request.decoding for request in requests})
 
 
+def refuse_late_truncation_first(requests: Iterable[Request], can_truncate_first: bool) -> None:
+    """RuntimeError where one of `requests` needs the processor and vLLM, opened without, would say nothing."""
+    if truncates_first(requests) and not can_truncate_first:
+        raise RuntimeError("opened for requests that do not truncate before the temperature, and now one does")
+
+
 def refuse_penalty_before_truncation(requests: Iterable[Request], engine: str) -> None:
     """ValueError where a penalty meets `temperature_last`: vLLM applies it after that has truncated."""
     for decoding in {request.decoding for request in requests}:

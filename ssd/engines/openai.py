@@ -22,7 +22,7 @@ from ssd.engines import (
 from ssd.engines.pool import PROBE_TIMEOUT_S, Busy, Place, Pool, Unavailable
 from ssd.records import Sample
 
-CONCURRENCY = 1000  # a server; the client library's bound on connections, and what vLLM runs at once on a large GPU
+CONCURRENCY = 1000  # a server; the client library's bound on connections, and more than vLLM runs at once
 # Drawn from one token at the highest temperature that a server takes: without truncation, chance would draw others.
 LIKELIEST = Decoding(top_k=1, temperature=2.0, temperature_last=True, max_tokens=32)
 SERVE_TRUNCATE_FIRST = "--logits-processors ssd.engines.vllm:TruncateFirst"
@@ -44,9 +44,10 @@ class OpenAIEngine(Pool):
         refuse_penalty_before_truncation(requests, "openai")
         length = max_model_len(requests, models.context_length(model))
         tokenizer = models.load_tokenizer(model)
-        super().__init__([_Server(url, model, length, tokenizer) for url in urls.split(",")], CONCURRENCY)
-        _allow_open_files(CONCURRENCY * len(self.places))
         truncate_first = truncates_first(requests)
+        places = [_Server(url, model, length, tokenizer) for url in urls.split(",")]
+        super().__init__(places, CONCURRENCY, truncate_first)
+        _allow_open_files(CONCURRENCY * len(self.places))
         for server in self.places:
             try:
                 self.runner.run(server.check(requests[0], truncate_first))

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
-from ssd.engines import Request
+from ssd.engines import Request, refuse_late_truncation_first
 from ssd.records import Sample
 
 PROBE_S = 30.0  # a place is asked this often whether it is there: a machine that goes away closes no connection
@@ -66,16 +66,22 @@ class Place(abc.ABC):
 
 
 class Pool:
-    """An engine over `places`, each with at most `concurrency` requests in flight."""
+    """An engine over `places`, each with at most `concurrency` requests in flight.
 
-    def __init__(self, places: Sequence[Place], concurrency: int):
+    `can_truncate_first` is whether the places were opened for requests that do: others would leave it out, in silence.
+    """
+
+    def __init__(self, places: Sequence[Place], concurrency: int, can_truncate_first: bool):
         self.places = places
+        self.can_truncate_first = can_truncate_first
         self.concurrency = concurrency
         self.runner = asyncio.Runner()  # for as long as the engine lives: connections belong to their event loop
         weakref.finalize(self, _close, self.runner, places)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        samples = self._complete(list(requests))
+        requests = list(requests)
+        refuse_late_truncation_first(requests, self.can_truncate_first)
+        samples = self._complete(requests)
 
         async def advance() -> Sample | None:
             return await anext(samples, None)

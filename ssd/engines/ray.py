@@ -14,7 +14,7 @@ from ssd.engines import Request, max_model_len, refuse_penalty_before_truncation
 from ssd.engines.pool import Place, Pool, Unavailable
 from ssd.records import Sample
 
-CONCURRENCY = 1000  # a worker; what vLLM runs at once on a large GPU
+CONCURRENCY = 1000  # a worker; more than vLLM runs at once, so that it never waits
 
 
 class RayEngine(Pool):
@@ -45,9 +45,8 @@ class RayEngine(Pool):
         self.num_gpus = float(free) if self.num_gpus else 0.0
         # A worker that is lost is started again, elsewhere if need be; what it was doing is asked for again by Pool.
         actor = ray.remote(max_restarts=-1, max_concurrency=2 * CONCURRENCY, **{f"num_{unit.lower()}s": 1})(_Actor)
-        super().__init__(
-            [_Worker(f"worker {number}", actor.remote(model, length, first)) for number in range(free)], CONCURRENCY
-        )
+        workers = [_Worker(f"worker {number}", actor.remote(model, length, first)) for number in range(free)]
+        super().__init__(workers, CONCURRENCY, first)
         for worker in self.places:
             self.runner.run(worker.start())
 

@@ -28,6 +28,7 @@ from ssd.engines import (
     Request,
     in_vllm,
     max_model_len,
+    refuse_late_truncation_first,
     refuse_penalty_before_truncation,
     truncates_first,
 )
@@ -50,24 +51,23 @@ class VLLMEngine:
     def __init__(self, model: str, requests: Sequence[Request], place: str = "", **settings: Any):
         refuse_penalty_before_truncation(requests, "vllm")
         length, first = max_model_len(requests, models.context_length(model)), truncates_first(requests)
-        self.truncates_first = first
+        self.can_truncate_first = first
         settings |= _parallelism(place)
         tensor, data = (settings.get(name, 1) for name in PARALLEL)
         self.num_gpus = float(torch.cuda.is_available() * tensor * data)
         self.tokenizer = models.load_tokenizer(model)
         self.llm = self.replicas = None
         if data > 1:  # vllm.LLM has no data parallelism
-            self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], 2 * MAX_NUM_SEQS * data)
+            self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], 2 * MAX_NUM_SEQS * data, first)
         else:
             self.llm = vllm.LLM(**arguments(model, length, first) | settings)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        requests = list(requests)
-        if truncates_first(requests) and not self.truncates_first:  # vLLM would do without, and say nothing
-            raise RuntimeError("this engine was opened for requests that do not truncate first; open another")
         if self.replicas:
             yield from self.replicas.generate(requests)
             return
+        requests = list(requests)
+        refuse_late_truncation_first(requests, self.can_truncate_first)
         engine, in_flight = self.llm.llm_engine, {}
         for number, request in enumerate(requests):
             in_flight[str(number)] = request

@@ -50,9 +50,9 @@ def train(
 
     AdamW (0.9, 0.95), weight decay 0.1, cosine from `lr` to a fifth of it, warm-up over a twentieth of the steps
     (arXiv 2604.01193, section 3.1). Weights and moments are float32, compute is bfloat16 on a GPU. `lora_rank` 0
-    trains every weight; otherwise an adapter on all linear layers, merged into each exported checkpoint. Every GPU that
-    CUDA_VISIBLE_DEVICES leaves takes part, by FSDP2, and rows that do not fill a micro-batch of each are left out;
-    `num_processes` asks for another number of processes.
+    trains every weight; otherwise an adapter on all linear layers, merged into each exported checkpoint. Qwen's vision
+    tower stays as it was. Every GPU that CUDA_VISIBLE_DEVICES leaves takes part, by FSDP2, and rows that do not fill a
+    micro-batch of each are left out; `num_processes` asks for another number of processes.
 
     Returns
     -------
@@ -196,16 +196,16 @@ def _fit(
     weights = models.load_weights(model, torch.float32)
     if gpu and weights.config.get_text_config().model_type.startswith("qwen3_5"):
         kernels.install(weights)
-    has_vision = hasattr(weights.config, "vision_config")
-    if has_vision:  # no gradient reaches it, and FSDP misses its moments when it resumes
-        weights.base_model.visual.requires_grad_(False)
+    vision_tower = getattr(weights.base_model, "visual", None)
+    if vision_tower is not None:  # no gradient reaches it, and FSDP misses its moments when it resumes
+        vision_tower.requires_grad_(False)
     _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank), num_processes)
     trainer = _Watched(
         model=weights,
         args=config,
         train_dataset=dataset,
         processing_class=models.load_tokenizer(model),
-        peft_config=_lora(lora_rank, has_vision) if lora_rank else None,
+        peft_config=_lora(lora_rank, vision_tower is not None) if lora_rank else None,
         callbacks=[_OnLog(on_log)],
     )
     if trainer.is_fsdp_enabled:
@@ -258,12 +258,12 @@ def _check_room(
     weights: torch.nn.Module, folder: Path, num_checkpoints: int, is_adapter: bool, num_processes: int
 ) -> None:
     """Refuse what cannot fit: float32 weights, gradients and two moments on the GPU, the checkpoints on the disk."""
-    num_parameters = weights.num_parameters()
+    num_parameters, num_trained = weights.num_parameters(), weights.num_parameters(only_trainable=True)
     if torch.cuda.is_available() and not is_adapter:
-        free, needed = torch.cuda.mem_get_info()[0], 16 * num_parameters / num_processes
+        free, needed = torch.cuda.mem_get_info()[0], (12 * num_trained + 4 * num_parameters) / num_processes
         if needed > free:
             raise ValueError(
-                f"training all of {num_parameters:,} weights takes {needed / 2**30:.0f} GiB for weights, gradients and "
+                f"training {num_trained:,} weights takes {needed / 2**30:.0f} GiB for weights, gradients and "
                 f"moments alone, and the GPU has {free / 2**30:.0f} GiB free; train an adapter (lora_rank=64)"
             )
     # A checkpoint: float32 weights (twice, where they are gathered from several GPUs) and moments to go on from, and
@@ -296,7 +296,13 @@ def _saved(folder: Path) -> list[tuple[int, Path]]:
 def _export(saved: Path, base: str, is_adapter: bool) -> Path:
     """Write weights that any engine loads: merged, in the base model's dtype, without the optimizer."""
     dtype = models.load_config(base).get_text_config().dtype or torch.float32
-    weights = models.merged(base, str(saved)) if is_adapter else models.load_weights(str(saved), torch.float32)
+    if is_adapter:
+        import peft
+
+        # Merging in float32 rounds once, at the end.
+        weights = peft.PeftModel.from_pretrained(models.load_weights(base, torch.float32), saved).merge_and_unload()
+    else:
+        weights = models.load_weights(str(saved), torch.float32)
     exported = saved / "exported"
     weights.to(dtype).save_pretrained(exported)
     models.save_tokenizer(base, exported)

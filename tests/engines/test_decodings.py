@@ -245,6 +245,13 @@ def test_what_vllm_samples_is_the_defined_distribution(vllm, lab_model, requests
     assert is_drawn_as_defined(lab_model, requests, first_tokens("vllm", lab_model, requests))
 
 
+def test_vllm_refuses_to_truncate_first_where_it_was_not_opened_for_that(vllm, lab_model, requests_to):
+    loaded = open_engine("vllm", lab_model, requests_to(lab_model, Decoding(top_p=0.8, max_tokens=4), 1, 1))
+    last = Decoding(top_p=0.8, temperature_last=True, max_tokens=4)
+    with pytest.raises(RuntimeError, match="opened for requests that do not truncate before the temperature"):
+        list(loaded.generate(requests_to(lab_model, last, 1, 1)))
+
+
 def test_vllm_stops_and_penalises_as_transformers_does(vllm, lab_model, requests_to):
     decoding = Decoding(temperature=0, repetition_penalty=1.4, presence_penalty=0.5, max_tokens=48, stop=("</", "7"))
     requests = requests_to(lab_model, decoding, 40, 1)

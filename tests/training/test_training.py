@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 import trl
@@ -233,6 +234,12 @@ def test_a_vision_tower_is_kept_and_stays_as_it_was(with_vision, tmp_path, lora_
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
     assert "language_model" in changed and "visual" not in changed
     assert (folder / "preprocessor_config.json").exists()  # else vLLM does not open it
+    if lora_rank:
+        names = safetensors.torch.load_file(folder.parent / "adapter_model.safetensors")
+        assert not any(".visual." in name for name in names)
+    else:  # a resumed training on several GPUs would look for moments of what is trained
+        groups = torch.load(folder.parent / "optimizer.pt")["param_groups"]
+        assert sum(len(group["params"]) for group in groups) == sum(".visual." not in name for name in before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM opens a model with a vision tower on a GPU alone")
