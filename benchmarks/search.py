@@ -241,13 +241,14 @@ def compared(pool, number: int, world: World, is_paired: bool, repetitions: int)
         enough = [b for b, budget in enumerate(budgets) if not (share_B[b:] < goal).any() and not np.isnan(share_B[b])]
         cost_of[method] = budgets[enough[0]] if enough else math.inf
         cells = [f"{s:.0%} ({lost:.1f})" if not np.isnan(s) else "" for s, lost in zip(share_B, lost_B)]
-        print(f"| {method} | {' | '.join(cells)} | {cost_of[method]:,.0f} |", flush=True)
+        print(f"| {method} | {' | '.join(cells)} | {f'{cost_of[method]:,.0f}' if enough else '-'} |", flush=True)
     random, mine = found["random"], found["ours"]
     worse = [budget for b, budget in enumerate(budgets) if budget <= OURS_UNTIL and is_worse(mine[:, b], random[:, b])]
     quarter = cost_of["ours"] <= GRID_SHARE * full
+    where = f"at {cost_of['ours']:,.0f} samples, {cost_of['ours'] / full:.0%} of the grid's"
+    where = where if math.isfinite(cost_of["ours"]) else f"at none of its budgets, up to {OURS_UNTIL:,} samples"
     print(
-        f"\nours comes to the full grid's {goal:.0%} at {cost_of['ours']:,.0f} samples, {cost_of['ours'] / full:.0%} "
-        f"of the grid's: {'met' if quarter else 'NOT met'} ({GRID_SHARE:.0%}); loses more points than random search at "
+        f"\nours comes to the full grid's {goal:.0%} {where}: {'met' if quarter else 'NOT met'} ({GRID_SHARE:.0%}); loses more points than random search at "
         f"{', '.join(map(str, worse)) or 'no budget'}: {'NOT met' if worse else 'met'}"
     )
     return quarter and not worse
