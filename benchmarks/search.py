@@ -246,10 +246,12 @@ def compared(pool, number: int, world: World, is_paired: bool, repetitions: int)
     worse = [budget for b, budget in enumerate(budgets) if budget <= OURS_UNTIL and is_worse(mine[:, b], random[:, b])]
     quarter = cost_of["ours"] <= GRID_SHARE * full
     where = f"at {cost_of['ours']:,.0f} samples, {cost_of['ours'] / full:.0%} of the grid's"
-    where = where if math.isfinite(cost_of["ours"]) else f"at none of its budgets, up to {OURS_UNTIL:,} samples"
+    if math.isinf(cost_of["ours"]):
+        where = f"at none of its budgets, up to {OURS_UNTIL:,} samples"
     print(
-        f"\nours comes to the full grid's {goal:.0%} {where}: {'met' if quarter else 'NOT met'} ({GRID_SHARE:.0%}); loses more points than random search at "
-        f"{', '.join(map(str, worse)) or 'no budget'}: {'NOT met' if worse else 'met'}"
+        f"\nours comes to the full grid's {goal:.0%} {where}: {'met' if quarter else 'NOT met'} ({GRID_SHARE:.0%}); "
+        f"loses more points than random search at {', '.join(map(str, worse)) or 'no budget'}: "
+        f"{'NOT met' if worse else 'met'}"
     )
     return quarter and not worse
 
