@@ -131,6 +131,7 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
 def _run(
     name: str, args: argparse.Namespace, body: Callable[[Step], None], inputs: Mapping[str, str | Callable], run: Run
 ) -> None:
+    _end_orphans(name)
     mlflow.set_tags({"step": name, "preset": args.preset, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
     if "mlflow.project.entryPoint" not in run.data.tags:
         mlflow.log_params(vars(args))
@@ -159,7 +160,6 @@ def _run(
     if changes:
         # MLflow has recorded the parameters as they were given, and a record is not rewritten: a nested run has them.
         return _point_to(launch(name, args.preset, vars(args)), run, f"launched for it{by_preset}")
-    _end_orphans(key)
     mlflow.set_tags({"ssd.key": key, "ssd.base_model": base_model, "ssd.code": code})
     work = Path(os.environ.get(WORK_DIR_ENV, parameters.ROOT / "work")) / f"{name}-{key[:16]}"
     work.mkdir(parents=True, exist_ok=True)
@@ -480,10 +480,10 @@ def _search(query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     )
 
 
-def _end_orphans(key: str) -> None:
-    """Mark runs of this work that a kill left RUNNING on this machine."""
+def _end_orphans(entry_point: str) -> None:
+    """Mark runs of this step that a kill left RUNNING on this machine."""
     client = mlflow.MlflowClient()
-    for run in _search(f"tags.`ssd.key` = '{key}' and attributes.status = 'RUNNING'"):
+    for run in _search(f"tags.step = '{entry_point}' and attributes.status = 'RUNNING'"):
         if run.data.tags.get("ssd.host") == socket.gethostname() and not psutil.pid_exists(
             int(run.data.tags["ssd.pid"])
         ):

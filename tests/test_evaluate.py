@@ -1,7 +1,10 @@
 """Choosing among candidate decodings, and comparing arms, in steps that run in this process."""
 
 import json
+import os
 import re
+import socket
+import subprocess
 from pathlib import Path
 
 import mlflow
@@ -86,6 +89,23 @@ def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step
         "tail_share",
     }
     assert {name: again.data.metrics[name] for name in drawn} == {name: first.data.metrics[name] for name in drawn}
+
+
+def test_a_run_that_a_kill_left_running_is_ended_by_the_next_of_its_step(run_step, tmp_path):
+    """Also where it had not come to its work: `mlflow run` with a preset waits in a run of its own."""
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    client = mlflow.MlflowClient()
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+    left, alive = (
+        client.create_run(experiment, tags={"step": "power", "ssd.host": socket.gethostname(), "ssd.pid": str(pid)})
+        for pid in (killed.pid, os.getpid())
+    )
+    grades = [Grade(f"p{i}", k, "right" if i % 2 else "wrong", "1") for i in range(20) for k in range(2)]
+    records.write(tmp_path / "grades.parquet", Grade, grades)
+    run_step("power", grades=tmp_path / "grades.parquet")
+    assert [client.get_run(each.info.run_id).info.status for each in (left, alive)] == ["KILLED", "RUNNING"]
+    client.set_terminated(alive.info.run_id)
 
 
 @pytest.mark.parametrize(
