@@ -38,6 +38,7 @@ def store(tmp_path_factory):
     mlflow.set_experiment("tests")
     yield folder
     mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # which `set_experiment` leaves for the processes of other modules
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_a_step_outlives_a_server_that_is_gone_for_a_minute(server, lab_model, t
     assert step.poll() is None, "the step gave up"
     server.start()
     assert step.wait(timeout=300) == 0
-    (run,) = mlflow.search_runs(filter_string="tags.step = 'evaluate'", output_format="list")
+    (run,) = mlflow.search_runs(["0"], "tags.step = 'evaluate'", output_format="list")
     assert run.info.status == "FINISHED" and run.info.artifact_uri.startswith("mlflow-artifacts:")
     assert run.data.metrics["num_samples"] == 8000
     grades = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/grades.parquet", dst_path=str(tmp_path))
