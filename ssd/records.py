@@ -153,7 +153,7 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
         )
     try:
         found = found.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or a type such as a list, is no text
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or the whole type, cannot be converted
         raise ValueError(f"{path}: a column has the wrong type ({error}); expected {schema}") from error
     for name in schema.names:
         if found[name].null_count:
