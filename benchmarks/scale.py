@@ -76,20 +76,13 @@ def run(args: argparse.Namespace) -> None:
         done = [pq.read_table(part) for part in sorted(folder.glob("cells-*.parquet"))]
         records.write_table(folder / "grid.parquet", pa.concat_tables(done))
 
-    def close(sampler: "sampling.Sampler") -> None:
-        import torch
-
-        sampler.loaded = None
-        gc.collect()
-        torch.cuda.empty_cache()
-
     waiting = {f"T{t:g}-p{p:g}": (t, p) for t, p in trainings if not (folder / f"cells-T{t:g}-p{p:g}.parquet").exists()}
-    base = sampling.Sampler(args.model, engine, "")
+    base = sampling.Sampler(args.model, engine, "", closes=True)
     at = {name: Decoding(temperature=t, top_p=p, max_tokens=sample["max_tokens"]) for name, (t, p) in waiting.items()}
     drawn = base.generate(training, at, sample["n"], args.seed, folder / "samples") if at else {}
     if shard == 0 and not (folder / f"cells-{UNTRAINED}.parquet").exists():
         evaluate(UNTRAINED, base, np.nan, np.nan)
-    close(base)
+    base.close()
     for name, (t_train, top_p) in waiting.items():
         dataset = rows(drawn[name].samples, train["max_length"]).dataset
         settings = {key: train[key] for key in ("lr", "epochs", "global_batch_size", "max_length", "lora_rank")}
@@ -98,9 +91,9 @@ def run(args: argparse.Namespace) -> None:
             on_log=lambda step, metrics: None,
         )  # fmt: skip
         gc.collect()
-        trained = sampling.Sampler(str(checkpoint), engine, "")
+        trained = sampling.Sampler(str(checkpoint), engine, "", closes=True)
         evaluate(name, trained, t_train, top_p)
-        close(trained)
+        trained.close()
         shutil.rmtree(folder / f"train-{name}")
         print(f"{name}: done", flush=True)
     print(describe(folder / "grid.parquet"))

@@ -5,14 +5,17 @@ with another manifest, or beside a living one, it is refused.
 """
 
 import dataclasses
+import gc
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from ssd import models, prompts, records
@@ -68,11 +71,16 @@ class Sampler:
     """`model` in `engine`, loaded when the first sample is drawn and kept for what is asked for later.
 
     `expected` are requests that will come: what the engine cannot honour is refused before the first token, and it has
-    room for the longest.
+    room for the longest. `closes` is whether the GPU is to be free again after `close`: vLLM then has a process of its
+    own, and all that it holds ends with it.
     """
 
-    def __init__(self, model: str, engine: str, code_version: str, expected: Sequence[Request] = ()):
+    def __init__(
+        self, model: str, engine: str, code_version: str, expected: Sequence[Request] = (), closes: bool = False
+    ):
         self.model, self.engine, self.expected = model, engine, list(expected)
+        if closes and torch.cuda.is_available():
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
         self.tokenizer = models.load_tokenizer(model)
         self.loaded: Engine | None = None
         self.shared = {
@@ -107,6 +115,12 @@ class Sampler:
                     description = str(decodings[name])
                     drawn[name] = sample(self.loaded, requests, folder / name, num_stored, description)
         return {name: load(folder / name)._replace(drawn=part) for name, part in drawn.items()}
+
+    def close(self) -> None:
+        """Give the accelerator back, for what is opened or launched next."""
+        self.loaded = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def generate(

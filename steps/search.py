@@ -10,9 +10,7 @@ Run:    mlflow run . -e search -P target=decode
 
 import argparse
 import dataclasses
-import gc
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +80,7 @@ def _ssd(step: tracking.Step, storage, spaces: dict[str, Space]):
             measured = _Measured(step, trained, [space], folder=folder)
             inner = _study(step, storage, f"{TRAINING}-{folder}", space)
             trials = search.run(inner, space, args.trials, measured.attempt("ssd-search", OF_CHECKPOINTS, best_PS))
-            measured.close()
+            measured.sampler.close()
             best = search.choose(_longest(trials), space)
             found = estimate.mean(best.attempt.correct_PS)
             bounds = {"": "value", "_ci_low": "ci_low", "_ci_high": "ci_high"}
@@ -153,7 +151,7 @@ class _Measured:
             self.sampler = loaded.sampler
         else:
             engine, (code, _) = evaluation.engine(args), tracking.code_version()
-            self.sampler = sampling.Sampler(tracking.local_path(model), engine, code)
+            self.sampler = sampling.Sampler(tracking.local_path(model), engine, code, closes=True)
             corners = [_decoding(args, corner) for space in spaces for corner in search.corners(space)]
             problem = max(self.problems, key=lambda each: len(each.problem))
             self.sampler.expected = [r for d in corners for r in self.sampler.requests([problem], d, 1, 0)]
@@ -190,13 +188,6 @@ class _Measured:
             return Attempt(correct_PS, num_tokens, run.info.run_id)
 
         return attempt
-
-    def close(self) -> None:
-        """Give the accelerator back, for the steps that are launched next."""
-        self.sampler.loaded = None
-        gc.collect()
-        if "torch" in sys.modules:
-            sys.modules["torch"].cuda.empty_cache()
 
 
 def _others(problems: str, known: set[str]) -> tuple[str, list[Problem]]:

@@ -57,6 +57,8 @@ class VLLMEngine:
         self.num_gpus = float(torch.cuda.is_available() * tensor * data)
         self.tokenizer = models.load_tokenizer(model)
         self.llm = self.replicas = None
+        if tensor * data == 1:  # two processes would pass each other the log-probability of every token
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if data > 1:  # vllm.LLM has no data parallelism
             self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], 2 * MAX_NUM_SEQS * data, first)
         else:
