@@ -42,6 +42,7 @@ class OpenAIEngine(Pool):
                 f"engine=openai:{urls} does not name its servers: engine=openai:http://host:8000/v1,http://other:8000/v1"
             )
         refuse_penalty_before_truncation(requests, "openai")
+        models.refuse_adapter(model, "openai")
         length = max_model_len(requests, models.context_length(model))
         tokenizer = models.load_tokenizer(model)
         truncate_first = truncates_first(requests)

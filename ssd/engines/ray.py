@@ -26,6 +26,7 @@ class RayEngine(Pool):
 
     def __init__(self, model: str, requests: Sequence[Request], address: str = ""):
         refuse_penalty_before_truncation(requests, "ray")
+        models.refuse_adapter(model, "ray")
         length, first = max_model_len(requests, models.context_length(model)), truncates_first(requests)
         models.load_tokenizer(model)
         try:

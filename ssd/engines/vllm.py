@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,6 +14,9 @@ else:  # that question has woken CUDA, which a forked process cannot use again
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import vllm
+from vllm.config.lora import MaxLoRARanks
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
@@ -45,7 +48,8 @@ class VLLMEngine:
     """One `vllm.LLM`, driven through its step loop so that no request waits for the slowest of a batch.
 
     `place` is empty or gives the parallelism over this machine's GPUs, in vLLM's words: `data_parallel_size=2` keeps
-    the model on each of two, `tensor_parallel_size=2` lays it over two. `settings` go to vLLM over ours.
+    the model on each of two, `tensor_parallel_size=2` lays it over two. `settings` go to vLLM over ours. An adapter
+    is served beside its base, on one engine, once it has been seen to change a log-probability.
     """
 
     def __init__(self, model: str, requests: Sequence[Request], place: str = "", **settings: Any):
@@ -56,13 +60,30 @@ class VLLMEngine:
         tensor, data = (settings.get(name, 1) for name in PARALLEL)
         self.num_gpus = float(torch.cuda.is_available() * tensor * data)
         self.tokenizer = models.load_tokenizer(model)
-        self.llm = self.replicas = None
+        self.llm = self.replicas = self.adapter = None
         if tensor * data == 1:  # two processes would pass each other the log-probability of every token
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if data > 1:  # vllm.LLM has no data parallelism
+            models.refuse_adapter(model, f"vllm:{place}")
             self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], 2 * MAX_NUM_SEQS * data, first)
         else:
             self.llm = vllm.LLM(**arguments(model, length, first) | settings)
+            if models.adapter_base(model):
+                self.adapter = LoRARequest("adapter", 1, model)
+                self._check_adapter(_prompt(requests[0]))
+
+    def _check_adapter(self, prompt: Mapping[str, list[int]]) -> None:
+        """vLLM passes over what it does not know in an adapter, without a word, and would sample from its base."""
+        params = vllm.SamplingParams(temperature=0, max_tokens=1, logprobs=1)
+        likeliest = [
+            self.llm.generate([prompt], params, lora_request=each, use_tqdm=False)[0].outputs[0].cumulative_logprob
+            for each in (None, self.adapter)
+        ]
+        if likeliest[0] == likeliest[1]:
+            raise ValueError(
+                f"adapter {self.adapter.path} changes no log-probability in vLLM: it is untrained, or has names that "
+                "vLLM does not know; give it merged into its model (peft's merge_and_unload)"
+            )
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         if self.replicas:
@@ -73,7 +94,7 @@ class VLLMEngine:
         engine, in_flight = self.llm.llm_engine, {}
         for number, request in enumerate(requests):
             in_flight[str(number)] = request
-            engine.add_request(str(number), _prompt(request), _sampling_params(request))
+            engine.add_request(str(number), _prompt(request), _sampling_params(request), lora_request=self.adapter)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
@@ -113,6 +134,10 @@ def arguments(model: str, max_model_len: int, truncate_first: bool) -> dict[str,
     models.load_tokenizer(model)  # its errors say what is missing; vLLM's do not
     config = models.load_config(model)
     settings = {"model": model, "max_model_len": max_model_len, "dtype": "auto", "trust_remote_code": False}
+    if base := models.adapter_base(model):
+        rank = PEFTHelper.from_local_dir(model, None).r
+        settings |= {"model": base, "tokenizer": models.tokenizer_source(model), "enable_lora": True}
+        settings["max_lora_rank"] = min((each for each in get_args(MaxLoRARanks) if each >= rank), default=rank)
     if truncate_first:
         settings["logits_processors"] = [TruncateFirst]
     if current_platform.is_cpu():

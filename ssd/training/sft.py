@@ -297,10 +297,7 @@ def _export(saved: Path, base: str, is_adapter: bool) -> Path:
     """Write weights that any engine loads: merged, in the base model's dtype, without the optimizer."""
     dtype = models.load_config(base).get_text_config().dtype or torch.float32
     if is_adapter:
-        import peft
-
-        # Merging in float32 rounds once, at the end.
-        weights = peft.PeftModel.from_pretrained(models.load_weights(base, torch.float32), saved).merge_and_unload()
+        weights = models.merge(models.load_weights(base, torch.float32), str(saved))
     else:
         weights = models.load_weights(str(saved), torch.float32)
     exported = saved / "exported"
