@@ -31,14 +31,22 @@ def decoding(args: argparse.Namespace) -> Decoding:
     return Decoding(**given | {"temperature_last": bool(given.get("temperature_last", 0))})
 
 
-def generate(step: Step, decodings: Mapping[str, Decoding]) -> tuple[list[Problem], dict[str, "sampling.Generated"]]:
-    """The problems that the step's parameters name, and its model's samples of them at each of `decodings`."""
+def generate(
+    step: Step, decodings: Mapping[str, Decoding], closes: bool = False
+) -> tuple[list[Problem], dict[str, "sampling.Generated"]]:
+    """The problems that the step's parameters name, and its model's samples of them at each of `decodings`.
+
+    `closes` is whether the GPU is to be free again, for another model.
+    """
     from ssd import sampling  # torch takes seconds to load; the steps that generate nothing do without
 
     args = step.args
     problems = records.read(step.path("problems"), Problem)
     model, (code, _) = str(step.path("model")), tracking.code_version()
-    return problems, sampling.generate(model, engine(args), problems, decodings, args.n, args.seed, step.work, code)
+    drawn = sampling.generate(
+        model, engine(args), problems, decodings, args.n, args.seed, step.work, code, closes=closes
+    )
+    return problems, drawn
 
 
 def engine(args: argparse.Namespace) -> str:

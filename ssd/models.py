@@ -1,12 +1,11 @@
 """A model is a folder or a hub id: its config, tokenizer, weights and digest, loaded without remote code.
 
-A folder may hold a LoRA adapter (peft's adapter_config.json): it is its base with the adapter's weights added.
+A folder may hold a LoRA adapter (`ssd.adapters`): it is its base with the adapter's weights added.
 """
 
 import contextlib
 import functools
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -14,42 +13,21 @@ import safetensors
 import torch
 import transformers
 
+from ssd import adapters
+
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-
-
-def adapter_base(model: str) -> str | None:
-    """Model that the adapter in folder `model` was trained beside; None where `model` is no adapter.
-
-    Raises
-    ------
-    ValueError
-        If it is not a LoRA adapter of layers alone, which is all that vLLM serves.
-    """
-    file = Path(model) / "adapter_config.json"
-    if not file.exists():
-        return None
-    config = json.loads(file.read_text())
-    base, merge = config.get("base_model_name_or_path"), "give it merged into its model (peft's merge_and_unload)"
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or not base:
-        raise ValueError(f"adapter {model} is not a plain LoRA adapter that names its base; {merge}")
-    if whole := sorted(name for name in _tensor_files(model) if "lm_head" in name or "embed_tokens" in name):
-        raise ValueError(f"adapter {model} holds {whole[0]}, and vLLM adapts neither embeddings nor heads; {merge}")
-    return base
-
-
-def refuse_adapter(model: str, engine: str) -> None:
-    """Raise ValueError where `model` is an adapter: `engine` cannot show that it is there."""
-    if adapter_base(model):
-        raise ValueError(f"engine={engine} serves no adapter like {model}; merge it (peft's merge_and_unload)")
 
 
 @functools.lru_cache(maxsize=2)
 def load_config(model: str) -> transformers.PretrainedConfig:
     """Config of `model`; ValueError with the remedy where it cannot be had."""
     folder = Path(model)
-    if base := adapter_base(model):
-        return load_config(base)
+    if base := adapters.base_of(model):
+        try:
+            return load_config(base)
+        except ValueError as error:
+            raise ValueError(f"base of adapter {model}: {error}") from error
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"model folder {model} has no config.json; give a folder that save_pretrained wrote")
     try:
@@ -68,6 +46,8 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     if Path(source).is_dir() and not _has_tokenizer(source):
         raise ValueError(f"model folder {source} has no tokenizer; copy the base model's tokenizer files into it")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if adapters.base_of(model) and len(tokenizer) > load_config(model).get_text_config().vocab_size:
+        raise ValueError(f"tokenizer of adapter {model} has more tokens than its base; give it merged into its model")
     if not tokenizer.chat_template:
         raise ValueError(
             f"tokenizer of {source} has no chat template; use an instruction-tuned model or add chat_template.jinja "
@@ -78,7 +58,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
 
 def tokenizer_source(model: str) -> str:
     """`model`, or the base of an adapter that brings no tokenizer."""
-    base = adapter_base(model)
+    base = adapters.base_of(model)
     return base if base and not _has_tokenizer(model) else model
 
 
@@ -89,26 +69,25 @@ def _has_tokenizer(folder: str) -> bool:
 def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTrainedModel:
     """`model` in the class that its config names, so that saving loses no part of it (a vision tower)."""
     config = load_config(model)
-    if base := adapter_base(model):
+    if base := adapters.base_of(model):
         of_base = config.get_text_config().dtype or torch.float32
-        return merge(load_weights(base, torch.float32), model).to(of_base if dtype == "auto" else dtype)
+        return adapters.merge(load_weights(base, torch.float32), model).to(of_base if dtype == "auto" else dtype)
+    return _class_of(model, config).from_pretrained(model, dtype=dtype, use_safetensors=True)
+
+
+def load_empty(model: str) -> transformers.PreTrainedModel:
+    """`model` without its weights, on the device meta."""
+    config = load_config(model)
+    with torch.device("meta"):
+        return _class_of(model, config)(config)
+
+
+def _class_of(model: str, config: transformers.PretrainedConfig) -> type[transformers.PreTrainedModel]:
     architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
     model_class = getattr(transformers, architecture, None)
     if model_class is None:
         raise ValueError(f"model {model}: transformers {transformers.__version__} has no class {architecture}")
-    return model_class.from_pretrained(model, dtype=dtype, use_safetensors=True)
-
-
-def merge(base: transformers.PreTrainedModel, adapter: str) -> transformers.PreTrainedModel:
-    """`base`, in float32 so that it rounds once, with the weights of the folder `adapter` added to its own."""
-    import peft
-
-    merged = peft.PeftModel.from_pretrained(base, adapter)
-    if strange := set(_tensor_files(adapter)) ^ set(
-        peft.get_peft_model_state_dict(merged, save_embedding_layers=False)
-    ):
-        raise ValueError(f"adapter {adapter} is not of its base: {min(strange)} is in one of them alone")
-    return merged.merge_and_unload()
+    return model_class
 
 
 def save_tokenizer(model: str, folder: str | Path) -> None:
@@ -116,7 +95,7 @@ def save_tokenizer(model: str, folder: str | Path) -> None:
     load_tokenizer(model).save_pretrained(folder)
     for name in PROCESSOR_FILES:
         with contextlib.suppress(OSError):  # it has no such file
-            shutil.copy(transformers.utils.cached_file(adapter_base(model) or model, name), folder)
+            shutil.copy(transformers.utils.cached_file(adapters.base_of(model) or model, name), folder)
 
 
 def context_length(model: str) -> int:
@@ -126,7 +105,7 @@ def context_length(model: str) -> int:
 
 def digest(model: str) -> str:
     """Identity of `model`: of a folder, the SHA-256 of its weights and config; of a hub id, its commit."""
-    folder, base = Path(model), adapter_base(model)
+    folder, base = Path(model), adapters.base_of(model)
     if not folder.is_dir():
         return f"{model}@{load_config(model)._commit_hash}"
     files = sorted([*folder.glob("*.safetensors"), folder / ("adapter_config.json" if base else "config.json")])

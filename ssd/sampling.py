@@ -132,9 +132,14 @@ def generate(
     seed: int,
     folder: Path,
     code_version: str,
+    closes: bool = False,
 ) -> dict[str, Generated]:
-    """`Sampler.generate` by a model that is loaded for this call alone."""
-    return Sampler(model, engine, code_version).generate(problems, decodings, n, seed, folder)
+    """`Sampler.generate` by a model that is loaded for this call alone; `closes` where another call may follow."""
+    sampler = Sampler(model, engine, code_version, closes=closes)
+    generated = sampler.generate(problems, decodings, n, seed, folder)
+    if closes:
+        sampler.close()
+    return generated
 
 
 def load(folder: Path) -> Generated:

@@ -39,7 +39,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from ssd import engines, parameters, records
+from ssd import adapters, engines, parameters, records
 from ssd.evidence import Overlap, StepRun
 
 LATEST = "latest"
@@ -451,7 +451,9 @@ def _content(value: Any) -> Any:
     if Path(value).is_file():
         return hashlib.sha256(Path(value).read_bytes()).hexdigest()
     files = sorted(Path(at, name) for at, _, names in os.walk(value, followlinks=True) for name in names)
-    return [value, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+    held = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    base = adapters.base_of(value)
+    return [value, *held, *([_content(base)] if base else [])]
 
 
 @functools.cache

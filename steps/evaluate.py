@@ -50,7 +50,7 @@ def _by_step(step: tracking.Step) -> None:
         args = argparse.Namespace(**vars(step.args) | {"model": uri})
         of_model = dataclasses.replace(step, args=args, work=step.work / f"step-{number}")
         with mlflow.start_run(nested=True):
-            problems, generated = evaluation.generate(of_model, {"samples": decoding})
+            problems, generated = evaluation.generate(of_model, {"samples": decoding}, closes=True)
             estimates[number] = evaluation.log(of_model, step.args.arm, problems, generated["samples"])
             name = f"{step.args.arm} · step {number} · {decoding}"
             mlflow.set_tags({"ssd.checkpoint_step": number, "mlflow.runName": name})

@@ -74,7 +74,7 @@ CASES = [  # step, parameters, what the error says
     ("baseline", GENERATION | {"model": "Qwen/no-such-model"}, r"'Qwen/no-such-model' is neither a local folder nor"),
     ("baseline", GENERATION | {"model": "{no_tokenizer}"}, r"no_tokenizer has no tokenizer"),
     ("baseline", GENERATION | {"model": "{no_template}"}, r"no_template has no chat template"),
-    ("baseline", GENERATION | {"model": "{adapter}"}, r"adapter is not a plain LoRA adapter that names its base"),
+    ("baseline", GENERATION | {"model": "{adapter}"}, r"adapter is not a LoRA adapter that names its base"),
     ("sample", GENERATION | {"temperature": -1}, r"temperature=-1.0 is not a number >= 0"),
     ("sample", GENERATION | {"top_p": 0}, r"top_p=0.0 is not in \(0, 1\]"),
     ("sample", GENERATION | {"n": 0}, r"n=0 is not an integer >= 1"),

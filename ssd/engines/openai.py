@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from ssd import models
+from ssd import adapters, models
 from ssd.engines import (
     TRUNCATE_FIRST,
     Decoding,
@@ -42,7 +42,7 @@ class OpenAIEngine(Pool):
                 f"engine=openai:{urls} does not name its servers: engine=openai:http://host:8000/v1,http://other:8000/v1"
             )
         refuse_penalty_before_truncation(requests, "openai")
-        models.refuse_adapter(model, "openai")
+        adapters.refuse(model, "openai")
         length = max_model_len(requests, models.context_length(model))
         tokenizer = models.load_tokenizer(model)
         truncate_first = truncates_first(requests)

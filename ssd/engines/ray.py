@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 import ssd
-from ssd import models
+from ssd import adapters, models
 from ssd.engines import Request, max_model_len, refuse_penalty_before_truncation, truncates_first
 from ssd.engines.pool import Place, Pool, Unavailable
 from ssd.records import Sample
@@ -26,7 +26,7 @@ class RayEngine(Pool):
 
     def __init__(self, model: str, requests: Sequence[Request], address: str = ""):
         refuse_penalty_before_truncation(requests, "ray")
-        models.refuse_adapter(model, "ray")
+        adapters.refuse(model, "ray")
         length, first = max_model_len(requests, models.context_length(model)), truncates_first(requests)
         models.load_tokenizer(model)
         try:

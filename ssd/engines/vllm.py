@@ -24,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from ssd import models
+from ssd import adapters, models
 from ssd.engines import (
     TRUNCATE_FIRST,
     Decoding,
@@ -64,22 +64,24 @@ class VLLMEngine:
         if tensor * data == 1:  # two processes would pass each other the log-probability of every token
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if data > 1:  # vllm.LLM has no data parallelism
-            models.refuse_adapter(model, f"vllm:{place}")
+            adapters.refuse(model, f"vllm:{place}")
             self.replicas = Pool([AsyncVLLM(model, length, first, **settings)], 2 * MAX_NUM_SEQS * data, first)
         else:
+            if base := adapters.base_of(model):
+                adapters.beside(models.load_empty(base), model)
             self.llm = vllm.LLM(**arguments(model, length, first) | settings)
-            if models.adapter_base(model):
+            if base:
                 self.adapter = LoRARequest("adapter", 1, model)
                 self._check_adapter(_prompt(requests[0]))
 
     def _check_adapter(self, prompt: Mapping[str, list[int]]) -> None:
         """vLLM passes over what it does not know in an adapter, without a word, and would sample from its base."""
-        params = vllm.SamplingParams(temperature=0, max_tokens=1, logprobs=1)
-        likeliest = [
-            self.llm.generate([prompt], params, lora_request=each, use_tqdm=False)[0].outputs[0].cumulative_logprob
+        params = vllm.SamplingParams(temperature=0, max_tokens=1, logprobs=10)
+        of_base, found = (
+            self.llm.generate([prompt], params, lora_request=each, use_tqdm=False)[0].outputs[0].logprobs[0]
             for each in (None, self.adapter)
-        ]
-        if likeliest[0] == likeliest[1]:
+        )
+        if {t: each.logprob for t, each in of_base.items()} == {t: each.logprob for t, each in found.items()}:
             raise ValueError(
                 f"adapter {self.adapter.path} changes no log-probability in vLLM: it is untrained, or has names that "
                 "vLLM does not know; give it merged into its model (peft's merge_and_unload)"
@@ -134,7 +136,7 @@ def arguments(model: str, max_model_len: int, truncate_first: bool) -> dict[str,
     models.load_tokenizer(model)  # its errors say what is missing; vLLM's do not
     config = models.load_config(model)
     settings = {"model": model, "max_model_len": max_model_len, "dtype": "auto", "trust_remote_code": False}
-    if base := models.adapter_base(model):
+    if base := adapters.base_of(model):
         rank = PEFTHelper.from_local_dir(model, None).r
         settings |= {"model": base, "tokenizer": models.tokenizer_source(model), "enable_lora": True}
         settings["max_lora_rank"] = min((each for each in get_args(MaxLoRARanks) if each >= rank), default=rank)

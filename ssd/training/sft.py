@@ -21,7 +21,7 @@ import trl
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from ssd import models
+from ssd import adapters, models
 from ssd.training import kernels, noise
 
 # The micro-batch is as large as this allows; it does not change the gradient, which is summed over the global batch.
@@ -297,7 +297,7 @@ def _export(saved: Path, base: str, is_adapter: bool) -> Path:
     """Write weights that any engine loads: merged, in the base model's dtype, without the optimizer."""
     dtype = models.load_config(base).get_text_config().dtype or torch.float32
     if is_adapter:
-        weights = models.merge(models.load_weights(base, torch.float32), str(saved))
+        weights = adapters.merge(models.load_weights(base, torch.float32), str(saved))
     else:
         weights = models.load_weights(str(saved), torch.float32)
     exported = saved / "exported"
