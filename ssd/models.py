@@ -42,11 +42,12 @@ def load_config(model: str) -> transformers.PretrainedConfig:
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     """Tokenizer of `model`, with its chat template; ValueError where either is missing."""
     load_config(model)
-    source = tokenizer_source(model)
+    base = adapters.base_of(model)
+    source = base if base and not _has_tokenizer(model) else model
     if Path(source).is_dir() and not _has_tokenizer(source):
         raise ValueError(f"model folder {source} has no tokenizer; copy the base model's tokenizer files into it")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    if adapters.base_of(model) and len(tokenizer) > load_config(model).get_text_config().vocab_size:
+    if base and len(tokenizer) > load_config(model).get_text_config().vocab_size:
         raise ValueError(f"tokenizer of adapter {model} has more tokens than its base; give it merged into its model")
     if not tokenizer.chat_template:
         raise ValueError(
@@ -54,12 +55,6 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
             "to the model folder"
         )
     return tokenizer
-
-
-def tokenizer_source(model: str) -> str:
-    """`model`, or the base of an adapter that brings no tokenizer."""
-    base = adapters.base_of(model)
-    return base if base and not _has_tokenizer(model) else model
 
 
 def _has_tokenizer(folder: str) -> bool:

@@ -138,7 +138,7 @@ def arguments(model: str, max_model_len: int, truncate_first: bool) -> dict[str,
     settings = {"model": model, "max_model_len": max_model_len, "dtype": "auto", "trust_remote_code": False}
     if base := adapters.base_of(model):
         rank = PEFTHelper.from_local_dir(model, None).r
-        settings |= {"model": base, "tokenizer": models.tokenizer_source(model), "enable_lora": True}
+        settings |= {"model": base, "enable_lora": True}
         settings["max_lora_rank"] = min((each for each in get_args(MaxLoRARanks) if each >= rank), default=rank)
     if truncate_first:
         settings["logits_processors"] = [TruncateFirst]
