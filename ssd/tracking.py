@@ -489,10 +489,15 @@ def _end_orphans(entry_point: str) -> None:
         if run.data.tags.get("ssd.host") == socket.gethostname() and not psutil.pid_exists(
             int(run.data.tags["ssd.pid"])
         ):
-            client.set_terminated(run.info.run_id, "KILLED")
-            for part in _search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'RUNNING'"):
-                if "step" not in part.data.tags:  # a nested run of its own, that no process will end
-                    client.set_terminated(part.info.run_id, "KILLED")
+            _end(client, run.info.run_id)
+
+
+def _end(client: mlflow.MlflowClient, run_id: str) -> None:
+    """Mark a killed run, and what was nested in it and no step had begun: no process will end that."""
+    client.set_terminated(run_id, "KILLED")
+    for part in _search(f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"):
+        if "step" not in part.data.tags:
+            _end(client, part.info.run_id)
 
 
 def _end_with_launcher() -> None:

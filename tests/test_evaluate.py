@@ -92,7 +92,7 @@ def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step
 
 
 def test_a_run_that_a_kill_left_running_is_ended_by_the_next_of_its_step(run_step, tmp_path):
-    """Also where it had not come to its work: `mlflow run` with a preset waits in a run of its own."""
+    """With all that it nested; also where it only waited: `mlflow run` with a preset does in a run of its own."""
     killed = subprocess.Popen(["true"])
     killed.wait()
     client = mlflow.MlflowClient()
@@ -101,10 +101,13 @@ def test_a_run_that_a_kill_left_running_is_ended_by_the_next_of_its_step(run_ste
         client.create_run(experiment, tags={"step": "power", "ssd.host": socket.gethostname(), "ssd.pid": str(pid)})
         for pid in (killed.pid, os.getpid())
     )
+    trial = client.create_run(experiment, tags={"mlflow.parentRunId": left.info.run_id})
+    not_begun = client.create_run(experiment, tags={"mlflow.parentRunId": trial.info.run_id})
     grades = [Grade(f"p{i}", k, "right" if i % 2 else "wrong", "1") for i in range(20) for k in range(2)]
     records.write(tmp_path / "grades.parquet", Grade, grades)
     run_step("power", grades=tmp_path / "grades.parquet")
-    assert [client.get_run(each.info.run_id).info.status for each in (left, alive)] == ["KILLED", "RUNNING"]
+    status = [client.get_run(each.info.run_id).info.status for each in (left, trial, not_begun, alive)]
+    assert status == ["KILLED", "KILLED", "KILLED", "RUNNING"]
     client.set_terminated(alive.info.run_id)
 
 
