@@ -55,7 +55,7 @@ def base_of(model: str) -> str | None:
 def refuse(model: str, engine: str) -> None:
     """Raise ValueError where `model` is an adapter: `engine` cannot show that it is there."""
     if base_of(model):
-        raise ValueError(f"engine={engine} serves no adapter like {model}; merge it (peft's merge_and_unload)")
+        raise ValueError(f"engine={engine} serves no adapter like {model}; {MERGE}")
 
 
 def beside(base: "transformers.PreTrainedModel", adapter: str):

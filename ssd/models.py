@@ -48,7 +48,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
         raise ValueError(f"model folder {source} has no tokenizer; copy the base model's tokenizer files into it")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     if base and len(tokenizer) > load_config(model).get_text_config().vocab_size:
-        raise ValueError(f"tokenizer of adapter {model} has more tokens than its base; give it merged into its model")
+        raise ValueError(f"tokenizer of adapter {model} has more tokens than its base; {adapters.MERGE}")
     if not tokenizer.chat_template:
         raise ValueError(
             f"tokenizer of {source} has no chat template; use an instruction-tuned model or add chat_template.jinja "

@@ -84,7 +84,7 @@ class VLLMEngine:
         if {t: each.logprob for t, each in of_base.items()} == {t: each.logprob for t, each in found.items()}:
             raise ValueError(
                 f"adapter {self.adapter.path} changes no log-probability in vLLM: it is untrained, or has names that "
-                "vLLM does not know; give it merged into its model (peft's merge_and_unload)"
+                f"vLLM does not know; {adapters.MERGE}"
             )
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:

@@ -95,7 +95,7 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path):
 
 @pytest.mark.parametrize("engine", ["vllm:data_parallel_size=2", "openai:http://127.0.0.1:1/v1"])
 def test_engines_that_cannot_show_an_adapter_refuse_it(vllm, adapter, engine, requests_to):
-    with pytest.raises(ValueError, match=r"serves no adapter like .*; merge it"):
+    with pytest.raises(ValueError, match=r"serves no adapter like .*; give it merged"):
         open_engine(engine, str(adapter), requests_to(str(adapter), Decoding(max_tokens=4), 1, 1))
 
 
