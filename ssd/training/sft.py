@@ -182,6 +182,7 @@ def _fit(
         bf16=gpu,
         use_cpu=not gpu,
         gradient_checkpointing=gpu,
+        gradient_checkpointing_kwargs={"selective": gpu},  # all but attention is computed again: +4% at 32k, for 2 GiB
         save_strategy="steps",
         save_steps=save_steps,
         logging_steps=1,
