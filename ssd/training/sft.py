@@ -182,7 +182,8 @@ def _fit(
         bf16=gpu,
         use_cpu=not gpu,
         gradient_checkpointing=gpu,
-        gradient_checkpointing_kwargs={"selective": gpu},  # all but attention is computed again: +4% at 32k, for 2 GiB
+        # Attention is not computed again: 4% faster at 32k, but slower where the GPU waits for Python anyway.
+        gradient_checkpointing_kwargs={"selective": gpu and micro_batch_size * longest >= TOKENS_PER_MICRO_BATCH // 2},
         save_strategy="steps",
         save_steps=save_steps,
         logging_steps=1,
