@@ -11,8 +11,8 @@ MAX_BITS = 200_000
 MAX_EXPANDED_EXPONENT = 64
 
 
-def same_expression(gold: str, answer: str) -> bool:
-    """Whether math-verify finds two LaTeX expressions, or the last one in a sentence, equal."""
+def same_expression(gold: str, answer: str, tolerance: float = 0.0) -> bool:
+    """Whether math-verify finds two LaTeX expressions, or the last one in a sentence, equal, or their values near."""
     import math_verify
     import sympy
     from math_verify.grader import should_treat_as_complex
@@ -32,6 +32,8 @@ def same_expression(gold: str, answer: str) -> bool:
         return True
     if max(_log2(one), _log2(other)) > MAX_BITS:
         return False
+    if tolerance and all(getattr(each, "is_number", False) for each in (one, other)):
+        return bool(abs((one - other).evalf()) <= tolerance)
     if is_complex:
         one, other = (each.subs({s: sympy.I for s in each.free_symbols if s.name == "i"}) for each in (one, other))
     if not math_verify.verify(one, other, allow_set_relation_comp=True, timeout_seconds=None):

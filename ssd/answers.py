@@ -18,13 +18,20 @@ from ssd.writing import all_boxes, clean, last_box, one_writing, without_spaces
 SameExpression = Callable[[str, str], bool]
 
 
-def equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
+class _How(NamedTuple):
+    same_expression: SameExpression
+    tolerance: float
+
+
+def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: float = 0.0) -> bool:
     r"""Whether `answer` is the same answer as `gold`, by the policies of docs/grading.md.
 
     Parameters
     ----------
     same_expression : callable
         Decides two expressions (LaTeX) that strings, numbers and structure leave open. What it raises goes through.
+    tolerance : float
+        Largest difference between a number of the gold and the answer's, where the problem allows one.
 
     >>> equal("(3/4, 10\\%)", "( \\frac{3}{4}, 0.1 )", lambda gold, answer: False)
     True
@@ -33,11 +40,12 @@ def equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
     gold, cleaned = clean(_labelled(gold)), clean(answer)
     if not gold or not cleaned:
         return False
-    if _equal(gold, cleaned, same_expression):
+    how = _How(same_expression, tolerance)
+    if _equal(gold, cleaned, how):
         return True
     if not is_sentence(answer):
         return False
-    return _equal(gold, clean(_labelled(answer)), same_expression) or same_expression(gold, one_writing(answer))
+    return _equal(gold, clean(_labelled(answer)), how) or same_expression(gold, one_writing(answer))
 
 
 def _labelled(text: str) -> str:
@@ -90,7 +98,7 @@ _THREE_WORDS = re.compile(r"(?<![\\a-zA-Z{'])[a-zA-Z][a-zA-Z']+(?: [a-zA-Z][a-zA
 _LABEL = re.compile(r"(?:(?i:answer)(?: ?is)?[ :=}]+|#### )(?:\$([^$]+)\$|(.*))")
 
 
-def _equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
+def _equal(gold: str, answer: str, how: _How) -> bool:
     if without_spaces(gold) == without_spaces(answer):
         return True
     if "\\text" in gold + answer and without_spaces(_plain(gold)) == without_spaces(_plain(answer)):
@@ -106,24 +114,24 @@ def _equal(gold: str, answer: str, same_expression: SameExpression) -> bool:
         gold, gold_parts = _read_as_one(gold, gold_parts)
         answer, answer_parts = _read_as_one(answer, answer_parts)
     if gold_parts and answer_parts:
-        return _equal_parts(gold_parts, answer_parts, same_expression)
+        return _equal_parts(gold_parts, answer_parts, how)
     (gold_name, gold_value), (answer_name, answer_value) = _named(gold), _named(answer)
     if gold_name and answer_name:
         if without_spaces(gold_name) == without_spaces(answer_name):
-            return _equal(gold_value, answer_value, same_expression)
-        return same_expression(gold, answer)
+            return _equal(gold_value, answer_value, how)
+        return how.same_expression(gold, answer)
     if gold_name and not _RELATION.search(answer):
-        return _equal(gold_value, answer, same_expression)
+        return _equal(gold_value, answer, how)
     if answer_name and not _RELATION.search(gold):
-        return _equal(gold, answer_value, same_expression)
+        return _equal(gold, answer_value, how)
     if bool(_EQUATION.search(gold)) != bool(_EQUATION.search(answer)):
         return False
     if (gold_matrix := _matrix(gold)) and (answer_matrix := _matrix(answer)):
-        return _equal_matrices(gold_matrix, answer_matrix, same_expression)
+        return _equal_matrices(gold_matrix, answer_matrix, how)
     (gold_variable, gold_interval), (answer_variable, answer_interval) = _as_interval(gold), _as_interval(answer)
     if (gold_interval or answer_interval) and (gold_variable or answer_variable) == (answer_variable or gold_variable):
-        return _equal(gold_interval or gold, answer_interval or answer, same_expression)
-    return _equal_values(gold, answer, same_expression)
+        return _equal(gold_interval or gold, answer_interval or answer, how)
+    return _equal_values(gold, answer, how)
 
 
 _SET_OF_ALL = re.compile(r"^\\\{ ?[a-zA-Z](?: ?\\in ?\\mathbb\{R\})? ?(?:[|:]|\\mid(?![a-zA-Z])) ?([^{}]*)\\\}$")
@@ -137,19 +145,19 @@ def _plain(text: str) -> str:
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).rstrip(".,; ").lstrip()
 
 
-def _equal_values(gold: str, answer: str, same_expression: SameExpression) -> bool:
+def _equal_values(gold: str, answer: str, how: _How) -> bool:
     one, other = _quantity(gold), _quantity(answer)
     units = one.unit or "%" * one.percent, other.unit or "%" * other.percent
     if all(units) and units[0] != units[1]:
         return False
     if one.percent != other.percent:
         hundredth = [rf"\frac{{{side.value}}}{{100}}" if side.percent else side.value for side in (one, other)]
-        return any(_equal(*pair, same_expression) for pair in ((one.value, other.value), hundredth))
+        return any(_equal(*pair, how) for pair in ((one.value, other.value), hundredth))
     if (one.value, other.value) != (gold, answer):
-        return _equal(one.value, other.value, same_expression)
+        return _equal(one.value, other.value, how)
     numbers = _number(gold), _number(answer)
     if all(numbers):
-        return _equal_numbers(*numbers)
+        return _equal_numbers(*numbers, how.tolerance)
     if all(re.fullmatch("[A-Z]{2,}", text) for text in (gold, answer)):
         return False  # points, or letters in a row: LQSX
     words = _words(gold), _words(answer)
@@ -157,7 +165,7 @@ def _equal_values(gold: str, answer: str, same_expression: SameExpression) -> bo
         return True
     if any(words) and (any(numbers) or "\\text" in gold + answer or " " in (words[0] or words[1])):
         return False
-    return not _differ(gold, answer) and same_expression(gold, answer)
+    return (how.tolerance > 0 or not _differ(gold, answer)) and how.same_expression(gold, answer)
 
 
 class _Parts(NamedTuple):
@@ -168,7 +176,7 @@ class _Parts(NamedTuple):
     elements: list[str]
 
 
-def _equal_parts(gold: _Parts, answer: _Parts, same_expression: SameExpression) -> bool:
+def _equal_parts(gold: _Parts, answer: _Parts, how: _How) -> bool:
     if len(set(gold.elements)) == len(gold.elements) and not {gold.opening, answer.opening} & {"(", "["}:
         answer = answer._replace(elements=_once(answer.elements))
     if len(gold.elements) != len(answer.elements):
@@ -176,12 +184,12 @@ def _equal_parts(gold: _Parts, answer: _Parts, same_expression: SameExpression) 
     if gold.opening and answer.opening and gold[:2] != answer[:2]:
         return False
     if {gold.opening, answer.opening} & {"(", "["}:
-        return all(_equal(*pair, same_expression) for pair in zip(gold.elements, answer.elements, strict=True))
+        return all(_equal(*pair, how) for pair in zip(gold.elements, answer.elements, strict=True))
     left = collections.Counter(map(without_spaces, gold.elements))
     rest = collections.Counter(map(without_spaces, answer.elements))
     left, rest = list((left - rest).elements()), list((rest - left).elements())
     for element in left:
-        found = next((i for i, other in enumerate(rest) if _equal(element, other, same_expression)), None)
+        found = next((i for i, other in enumerate(rest) if _equal(element, other, how)), None)
         if found is None:
             return False
         rest.pop(found)
@@ -206,12 +214,10 @@ def _matrix(text: str) -> list[list[str]]:
     return [[entry.strip() for entry in row.split("&")] for row in rows]
 
 
-def _equal_matrices(gold: list[list[str]], answer: list[list[str]], same_expression: SameExpression) -> bool:
+def _equal_matrices(gold: list[list[str]], answer: list[list[str]], how: _How) -> bool:
     if list(map(len, gold)) != list(map(len, answer)):
         return False
-    return all(
-        _equal(*pair, same_expression) for rows in zip(gold, answer, strict=True) for pair in zip(*rows, strict=True)
-    )
+    return all(_equal(*pair, how) for rows in zip(gold, answer, strict=True) for pair in zip(*rows, strict=True))
 
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|.", re.DOTALL)
@@ -462,7 +468,9 @@ def _number(text: str) -> _Number | None:
     return _Number(Fraction(_NUMERALS.index(word)), True) if word in _NUMERALS else None
 
 
-def _equal_numbers(one: _Number, other: _Number) -> bool:
+def _equal_numbers(one: _Number, other: _Number, tolerance: float) -> bool:
+    if abs(one.value - other.value) <= Fraction(str(tolerance)):
+        return True
     if one.is_exact and other.is_exact:
         return one.value == other.value
     return close(one.value, other.value)

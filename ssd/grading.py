@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ssd import answers
 from ssd.records import OUTCOMES, Grade, Problem, Sample
-from ssd.workers import DEADLINE_S, Forker, Verdict, in_workers
+from ssd.workers import DEADLINE_S, Forker, Pair, Verdict, in_workers
 from ssd.writing import last_box
 
 # No gold of the public sets has more than 160 characters or five levels of brackets. An answer beyond these is compared
@@ -51,19 +51,20 @@ def grade(
     workers : int, optional
         Processes that compare what takes algebra; by default one a core.
     """
-    gold = {problem.problem_id: problem.answer for problem in problems}
-    unknown = next((sample.problem_id for sample in samples if sample.problem_id not in gold), None)
+    by_id = {problem.problem_id: problem for problem in problems}
+    unknown = next((sample.problem_id for sample in samples if sample.problem_id not in by_id), None)
     if unknown is not None:
         raise ValueError(f"sample of problem {unknown!r}, which the problem set does not hold; give the set it is from")
     answers = [extract(sample.text, thinks) for sample in samples]
-    pairs = {(gold[s.problem_id], answer) for s, answer in zip(samples, answers, strict=True) if answer is not None}
-    verdicts = dict(verify(sorted(pairs), workers=workers))
+    pairs = [
+        (by_id[sample.problem_id].answer, answer, by_id[sample.problem_id].tolerance)
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
+    verdicts = dict(verify(sorted({pair for pair in pairs if pair[1] is not None}), workers=workers))
     grades = []
-    for sample, answer in zip(samples, answers, strict=True):
-        if answer is None:
-            outcome = "cut_off" if sample.finish_reason == "length" else "no_answer"
-        else:
-            outcome = verdicts[gold[sample.problem_id], answer]
+    for sample, answer, pair in zip(samples, answers, pairs, strict=True):
+        without_answer = "cut_off" if sample.finish_reason == "length" else "no_answer"
+        outcome = without_answer if answer is None else verdicts[pair]
         grades.append(Grade(sample.problem_id, sample.sample_index, outcome, answer or ""))
     return grades
 
@@ -144,9 +145,9 @@ def health(samples: Sequence[Sample], grades: Sequence[Grade]) -> Health:
 
 
 def verify(
-    pairs: Sequence[tuple[str, str]], deadline_s: float = DEADLINE_S, workers: int | None = None
-) -> Iterator[tuple[tuple[str, str], Verdict]]:
-    """Yield each (gold, answer) pair with its verdict, as they come."""
+    pairs: Sequence[Pair], deadline_s: float = DEADLINE_S, workers: int | None = None
+) -> Iterator[tuple[Pair, Verdict]]:
+    """Yield each pair with its verdict, as they come."""
     hard, forker = [], None
     try:
         for pair in pairs:
@@ -182,12 +183,12 @@ class _NeedsAlgebra(Exception):
     """Strings, numbers and structure give no verdict."""
 
 
-def _without_algebra(gold: str, answer: str) -> Verdict | None:
+def _without_algebra(gold: str, answer: str, tolerance: float = 0.0) -> Verdict | None:
     """The verdict where strings, numbers and structure give one."""
     if _is_beyond_bounds(gold) or _is_beyond_bounds(answer):
         return "right" if gold.strip() == answer.strip() else "wrong"
     try:
-        return "right" if answers.equal(gold, answer, _refuse) else "wrong"
+        return "right" if answers.equal(gold, answer, _refuse, tolerance) else "wrong"
     except _NeedsAlgebra:
         return None
     except RecursionError:

@@ -24,13 +24,17 @@ WORDS = {"finish_reason": get_args(FinishReason), "outcome": OUTCOMES}  # all th
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem with one checkable answer. `level` is the source's own difficulty label, '' where it has none."""
+    """One problem with one checkable answer.
+
+    `level` is the source's own difficulty label, '' where it has none, `tolerance` how far its numbers may be off.
+    """
 
     problem_id: str
     source: str
     problem: str
     answer: str
     level: str
+    tolerance: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +63,12 @@ class Grade:
 Record = TypeVar("Record", Problem, Sample, Grade)
 
 SCHEMAS: dict[type, pa.Schema] = {
-    Problem: pa.schema([(name, pa.string()) for name in ("problem_id", "source", "problem", "answer", "level")]),
+    Problem: pa.schema(
+        [
+            *((name, pa.string()) for name in ("problem_id", "source", "problem", "answer", "level")),
+            ("tolerance", pa.float64()),
+        ]
+    ),
     Sample: pa.schema(
         [
             ("problem_id", pa.string()),
@@ -109,14 +118,14 @@ def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
     Raises
     ------
     ValueError
-        If there is no such file or no row, a column is missing, a value is null or none of WORDS, or a row stands
-        twice; the message names it.
+        If there is no such file or no row, a column without a default is missing, a value is null or none of WORDS, or
+        a row stands twice; the message names it.
     """
     path = Path(path)
     files: Sequence[Path] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise ValueError(f"{path}: no Parquet file there; give the file or folder that an earlier step wrote")
-    rows = [kind(**row) for file in files for row in _read_one(file, SCHEMAS[kind]).to_pylist()]
+    rows = [kind(**row) for file in files for row in _read_one(file, kind).to_pylist()]
     if not rows:
         raise ValueError(f"{path}: no rows; the step that wrote it had nothing to write")
     twice, count = Counter((row.problem_id, getattr(row, "sample_index", "")) for row in rows).most_common(1)[0]
@@ -140,11 +149,15 @@ def alone(folder: Path, shared: bool = False) -> Iterator[None]:
         yield
 
 
-def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_one(path: Path, kind: type[Record]) -> pa.Table:
+    schema = SCHEMAS[kind]
     try:
         found = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    for field in dataclasses.fields(kind):
+        if field.name not in found.column_names and field.default is not dataclasses.MISSING:
+            found = found.append_column(field.name, pa.repeat(field.default, len(found)))
     missing = [name for name in schema.names if name not in found.column_names]
     if missing:
         raise ValueError(

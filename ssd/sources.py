@@ -53,6 +53,7 @@ class Fields(NamedTuple):
     """What a row function reads from a row, unchecked.
 
     `subset` is '' or the set's own name for a part of itself, `unwanted` the reason why the row is left out, or ''.
+    `tolerance` is how far a number may be off, None or '' for not at all.
     """
 
     problem: Any
@@ -60,6 +61,7 @@ class Fields(NamedTuple):
     level: Any = ""
     subset: str = ""
     unwanted: str = ""
+    tolerance: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ def load(name: str, source_root: str = HUB) -> Loaded:
     ----------
     name : str
         A key of SOURCES, or the path of a `.jsonl` or `.parquet` file with the columns problem and answer, and level
-        where there is one: a set of one's own.
+        and tolerance where there are such: a set of one's own.
     source_root : str
         'hub', or a directory laid out as `<set>/<split>.jsonl` (or `.parquet`) with the hub's field names.
 
@@ -174,10 +176,8 @@ def _olympiadbench(row: dict) -> Fields:
     answers = row.get("final_answer")
     if isinstance(answers, list) and len(answers) <= 1:
         answers = next(iter(answers), None)
-    unwanted = "answer with a tolerance" if row.get("error") else ""
-    return Fields(
-        row.get("question"), answers, unwanted="several answers" if row.get("is_multiple_answer") else unwanted
-    )
+    unwanted = "several answers" if row.get("is_multiple_answer") else ""
+    return Fields(row.get("question"), answers, unwanted=unwanted, tolerance=row.get("error"))
 
 
 def _gsm8k(row: dict) -> Fields:
@@ -186,7 +186,7 @@ def _gsm8k(row: dict) -> Fields:
 
 
 def _plain(problem: str, answer: str, level: str = "") -> Callable[[dict], Fields]:
-    return lambda row: Fields(row.get(problem), row.get(answer), row.get(level, ""))
+    return lambda row: Fields(row.get(problem), row.get(answer), row.get(level, ""), tolerance=row.get("tolerance"))
 
 
 _SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra")
@@ -233,7 +233,16 @@ def _to_problem(source: Source, fields: Fields) -> Problem:
     answer = answer.strip().removeprefix("$").removesuffix("$").strip()
     name = f"{source.name}/{_text(fields.subset)}" if fields.subset else source.name
     digest = hashlib.sha256(" ".join(problem.split()).encode()).hexdigest()[:16]
-    return Problem(f"{name}:{digest}", name, problem, answer, level)
+    return Problem(f"{name}:{digest}", name, problem, answer, level, _tolerance(fields.tolerance) or 0.0)
+
+
+def _tolerance(value: Any) -> float | None:
+    """0 where there is none, None where what there is is no such number."""
+    try:
+        number = float(value or 0)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 <= number < math.inf else None
 
 
 def _text(value: Any) -> str:
@@ -254,6 +263,8 @@ def _why_unusable(fields: Fields) -> str:
         return "several answers"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | Decimal) or _is_nan(answer):
         return "no answer"
+    if _tolerance(fields.tolerance) is None:
+        return "tolerance is no number"
     return ""
 
 

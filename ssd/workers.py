@@ -1,6 +1,7 @@
 """Processes that compare answers, each killed at its deadline and held to its memory."""
 
 import collections
+import functools
 import json
 import os
 import resource
@@ -17,6 +18,8 @@ from typing import Literal
 from ssd import algebra, answers
 
 Verdict = Literal["right", "wrong", "timed_out"]
+
+Pair = tuple[str, str | None] | tuple[str, str | None, float]  # gold, answer, and how far apart their numbers may be
 
 DEADLINE_S = 10.0
 START_S = 120.0  # the first worker waits for the import of sympy, which a busy machine does slowly
@@ -67,10 +70,10 @@ class _Worker:
 
     def __init__(self, connection: socket.socket):
         self.socket, self.lines = connection, connection.makefile("rb")
-        self.pair: tuple[str, str | None] | None = None
+        self.pair: Pair | None = None
         self.num_pairs = 0
 
-    def give(self, pair: tuple[str, str | None]) -> None:
+    def give(self, pair: Pair) -> None:
         self.pair, self.num_pairs = pair, self.num_pairs + 1
         self.socket.sendall(json.dumps(pair).encode() + b"\n")
 
@@ -79,9 +82,7 @@ class _Worker:
         self.socket.close()
 
 
-def in_workers(
-    pairs: Sequence[tuple[str, str | None]], forker: Forker, workers: int | None
-) -> Iterator[tuple[tuple[str, str | None], Verdict]]:
+def in_workers(pairs: Sequence[Pair], forker: Forker, workers: int | None) -> Iterator[tuple[Pair, Verdict]]:
     """Verdict of each pair, as they come; beside the answer None, 'right' is an expression that can be parsed."""
     waiting, pool = collections.deque(pairs), set()
     begin = time.monotonic()
@@ -152,12 +153,13 @@ def _work(connection: socket.socket, deadline_s: float) -> None:
     connection.sendall(b"ready\n")
     for line in connection.makefile("rb"):
         signal.setitimer(signal.ITIMER_REAL, deadline_s)
-        gold, answer = json.loads(line)
+        gold, answer, tolerance = (*json.loads(line), 0.0)[:3]
         try:
             if answer is None:
                 right = algebra.parsed(gold, False) is not None
             else:
-                right = answers.equal(gold, answer, algebra.same_expression)
+                same_expression = functools.partial(algebra.same_expression, tolerance=tolerance)
+                right = answers.equal(gold, answer, same_expression, tolerance)
         except MemoryError:
             os._exit(1)
         except Exception:  # whatever sympy raised, it is not right

@@ -177,6 +177,27 @@ def test_a_model_that_does_not_think_is_graded_on_its_whole_text():
     assert grading.grade([sample(0, r"\boxed{4}")], problems, thinks=False)[0].outcome == "right"
 
 
+@pytest.mark.parametrize(
+    ("gold", "tolerance", "near", "far"),
+    [
+        ("4.2", 0.1, ["4.1", "4.30", r"\frac{43}{10}", r"x = 4.25"], ["4.31", "-4.2", "4.2, 5", "about four"]),
+        (r"\cos^{10}(\frac{\pi}{10})", 1e-4, ["0.6054", "0.60536"], ["0.6056", "0.6052"]),
+        ("0.003, 5.233", 0.001, ["0.002, 5.234", "5.232, 0.004"], ["0.005, 5.233", "0.003"]),
+        (r"(1, \sqrt{2})", 0.01, ["(1, 1.41)"], ["(1.41, 1)", "(1, 1.40)"]),
+        (r"5\text{ cm}", 0.5, ["4.6", r"5.4\text{ cm}"], [r"5.4\text{ m}", "4.4"]),
+        ("x^2", 0.1, ["x \\cdot x"], ["x^2 + 0.05"]),
+    ],
+)
+def test_a_number_may_be_as_far_off_as_its_problem_allows(gold, tolerance, near, far):
+    samples = [sample(index, rf"\boxed{{{answer}}}") for index, answer in enumerate([*near, *far])]
+    outcomes = [
+        [row.outcome for row in grading.grade(samples, [Problem("p", "made", "?", gold, "", allowed)], thinks=False)]
+        for allowed in (tolerance, 0.0)
+    ]
+    assert outcomes[0] == ["right"] * len(near) + ["wrong"] * len(far)
+    assert outcomes[1][len(near) :] == ["wrong"] * len(far)
+
+
 def test_a_sample_of_an_unknown_problem_is_refused():
     with pytest.raises(ValueError, match="problem 'p', which the problem set does not hold"):
         grading.grade([sample(0, "")], [Problem("q", "made", "2+2?", "4", "1")], thinks=True)

@@ -20,6 +20,12 @@ def test_what_is_written_is_read_back(tmp_path, row):
     assert records.read(tmp_path / "rows.parquet", type(row)) == rows
 
 
+def test_problems_without_the_column_have_no_tolerance(tmp_path):
+    rows = records.table(Problem, [PROBLEM]).drop_columns(["tolerance"])
+    records.write_table(tmp_path / "rows.parquet", rows)
+    assert records.read(tmp_path / "rows.parquet", Problem) == [PROBLEM]
+
+
 def test_a_row_that_stands_twice_and_a_table_without_rows_are_refused(tmp_path):
     records.write(tmp_path / "twice.parquet", Problem, [PROBLEM, PROBLEM])
     with pytest.raises(ValueError, match=r"twice\.parquet: a stands 2 times"):

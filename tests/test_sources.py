@@ -74,6 +74,13 @@ def test_a_good_row_of_each_source_becomes_a_problem(tmp_path, name):
     assert loaded.uri.startswith(str(tmp_path)) and not loaded.dropped
 
 
+def test_a_problem_keeps_the_tolerance_that_its_source_gives_it(tmp_path):
+    row = ROWS["olympiadbench"][0]
+    rows = [row | {"question": "How long, about?", "error": "1e-1"}, row]
+    loaded = load("olympiadbench", mirror(tmp_path, "olympiadbench", rows))
+    assert [problem.tolerance for problem in loaded.problems] == [0.1, 0.0]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
@@ -116,7 +123,8 @@ def test_a_good_row_of_each_source_becomes_a_problem(tmp_path, name):
         ("omni-math-2", {"problem": "Two", "tags": ["image"]}, "tagged as not clean"),
         ("olympiadbench", {"question": "Two", "final_answer": ["1", "2"]}, "several answers"),
         ("olympiadbench", {"question": "Two", "is_multiple_answer": True}, "several answers"),
-        ("olympiadbench", {"question": "Two", "error": "1e-1"}, "answer with a tolerance"),
+        ("olympiadbench", {"question": "Two", "error": "1e-1,1e-2"}, "tolerance is no number"),
+        ("olympiadbench", {"question": "Two", "error": "-1"}, "tolerance is no number"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_dropped_under_its_reason(tmp_path, name, changes, expected):
