@@ -90,8 +90,13 @@ def main() -> int:
 
 
 def real_golds(root: str) -> list[str]:
-    """Golds of every set of the mirror, in a fixed random order."""
-    golds = [problem.answer for name in sources.SOURCES for problem in sources.load(name, root).problems]
+    """Golds of every set that the mirror holds, in a fixed random order."""
+    held = [
+        name
+        for name, source in sources.SOURCES.items()
+        if any((Path(root) / f"{stem}.jsonl").is_file() for stem in source.mirror)
+    ]
+    golds = [problem.answer for name in held for problem in sources.load(name, root).problems]
     return random.Random(0).sample(golds, len(golds))
 
 

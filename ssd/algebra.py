@@ -5,6 +5,7 @@ import math
 import re
 
 from ssd import answers
+from ssd.quantities import TRIGONOMETRIC
 
 MAX_EXPRESSION_CHARS = 400
 MAX_BITS = 200_000
@@ -63,7 +64,7 @@ def parsed(latex: str, is_complex: bool):
     # Units and boxes are gone by now; here `units` would take the letter off `5c`.
     form = NormalizationConfig(True, False, True, True, "none", False)
     try:
-        degrees = answers.TRIGONOMETRIC.search(latex) is not None
+        degrees = TRIGONOMETRIC.search(latex) is not None
         expression = latex2sympy(
             normalize_latex(latex, form), is_real=not is_complex, convert_degrees=degrees, normalization_config=None
         )

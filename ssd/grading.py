@@ -26,7 +26,7 @@ from ssd.writing import last_box
 # as a string, so that what is refused depends on no clock.
 MAX_CHARS = 2_000
 MAX_NESTING = 12
-DECIDED_BY = ("grading", "answers", "values", "writing", "algebra", "workers")  # modules
+DECIDED_BY = ("grading", "answers", "structure", "quantities", "values", "writing", "algebra", "workers")  # modules
 
 
 class Health(NamedTuple):
