@@ -483,10 +483,6 @@ def _prompt(found: Comparison) -> str:
     return str(found.conditions["prompt"]).replace("{{", "{").replace("}}", "}")  # it is a format string
 
 
-def _sources(found: Comparison) -> list[str]:
-    return sorted(next(iter(found.by_source.values())))
-
-
 def _shortened(text: str) -> str:
     if len(text) <= MAX_SHOWN_CHARS:
         return text
