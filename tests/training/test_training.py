@@ -8,18 +8,21 @@ import types
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import safetensors.torch
 import torch
 import transformers
 import trl
+from torch.utils._python_dispatch import TorchDispatchMode
+from trl.models import enable_selective_activation_checkpointing
 
 from ssd import models, prompts
 from ssd.engines import Decoding, open_engine, requests_for
 from ssd.engines.logits import truncate
 from ssd.lab import world
 from ssd.records import Sample
-from ssd.training import noise
+from ssd.training import noise, sft
 from ssd.training.rows import rows
 from ssd.training.sft import train
 
@@ -63,6 +66,37 @@ def test_labels_are_the_sampled_tokens_with_the_end_of_turn_only_where_it_was_dr
     ended = {s.finish_reason for s in samples if s.token_ids[-1] == eos}
     cut = {s.finish_reason for s in samples if s.token_ids[-1] != eos}
     assert (ended, cut) == ({"stop"}, {"length"})
+
+
+class AttentionComputed(TorchDispatchMode):
+    """How often it was, forward."""
+
+    times = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.times += "scaled_dot_product" in str(func) and "backward" not in str(func)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_training_of_long_texts_computes_attention_once(lab_model, lora_rank):
+    """The Trainer asks it of an adapter's model by another way, and forgets or fails without a word from TRL."""
+    times, gradients = [], []
+    for is_kept in (True, False):
+        weights = models.load_weights(lab_model, torch.float32)
+        if is_kept:
+            enable_selective_activation_checkpointing(weights)
+        torch.manual_seed(0)
+        model = peft.get_peft_model(weights, sft._lora(lora_rank, False)) if lora_rank else weights
+        model.activation_checkpointing_enable()
+        model.train()
+        ids = torch.arange(64)[None]
+        with AttentionComputed() as attention:
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        times.append(attention.times / weights.config.num_hidden_layers)
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert times == [1, 2]
+    assert gradients[0] and all(map(torch.equal, *gradients))
 
 
 def test_stubs_and_too_long_samples_are_left_out_and_counted():
