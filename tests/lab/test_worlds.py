@@ -49,7 +49,8 @@ def evaluate(statement: str) -> int:
 
 
 def test_the_laptops_problems_are_those_that_were_measured():
-    digest = hashlib.sha256("".join(map(repr, world.problems(500, seed=0))).encode()).hexdigest()
+    text = "".join(map(repr, world.problems(500, seed=0))).replace(", tolerance=0.0", "")  # which came later
+    digest = hashlib.sha256(text.encode()).hexdigest()
     assert digest.startswith("488e47760cca9259")
 
 
