@@ -312,8 +312,8 @@ def parent(uri: str) -> Run | None:
     return mlflow.get_run(run_id) if run_id else None
 
 
-def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> None:
-    """Log the model in `folder` as `artifact` of the run and as a LoggedModel of training step `number`."""
+def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> str:
+    """Log the model in `folder` as `artifact` of the run and as a LoggedModel of training step `number`: its id."""
     mlflow.log_artifacts(str(folder), artifact)
     uri = f"runs:/{step.run_id}/{artifact}"
     logged = mlflow.create_external_model(
@@ -325,6 +325,7 @@ def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> None
     )
     mlflow.log_outputs([mlflow.entities.LoggedModelOutput(logged.model_id, number)])
     mlflow.set_tags({f"ssd.logged_model.{artifact}": logged.model_id, f"{CHECKPOINT}{artifact}": number})
+    return logged.model_id
 
 
 def checkpoints(run: Run) -> dict[int, str]:

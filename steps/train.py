@@ -6,6 +6,9 @@ Writes: checkpoints/step-N/, model/ (the last one), each a LoggedModel with its 
 Run:    mlflow run . -e train
 """
 
+import time
+from pathlib import Path
+
 import mlflow
 
 from ssd import records, report, tracking
@@ -32,10 +35,17 @@ def train(step: tracking.Step) -> None:
         }
     )
     history: dict[int, dict[str, float]] = {}
+    logged_at: dict[int, int] = {}  # milliseconds
 
     def on_log(number: int, metrics: dict[str, float]) -> None:
         history[number] = history.get(number, {}) | metrics
-        mlflow.log_metrics(metrics, step=number)
+        logged_at.setdefault(number, time.time_ns() // 1_000_000)
+        mlflow.log_metrics(metrics, step=number, timestamp=logged_at[number])
+
+    def log_checkpoint(folder: Path, artifact: str, number: int) -> None:
+        model_id = tracking.log_checkpoint(step, folder, artifact, number)
+        # At the same time again, so that the run has each point once, and the model has it too.
+        mlflow.log_metrics(history[number], step=number, timestamp=logged_at[number], model_id=model_id)
 
     checkpoints = fine_tune(
         str(step.path("model")),
@@ -52,13 +62,13 @@ def train(step: tracking.Step) -> None:
     )
     mlflow.log_artifact(str(step.work / "sft_config.json"))
     for number, folder in checkpoints[:-1]:
-        tracking.log_checkpoint(step, folder, f"checkpoints/step-{number:06d}", number)
+        log_checkpoint(folder, f"checkpoints/step-{number:06d}", number)
     mlflow.log_figure(report.training(history, args.global_batch_size), "figures/training.png")
     warnings = noise.warnings(list(history.values()))
     if args.completions == "finished":
         warnings.append("Only finished completions were trained on: problems that the model can do are favoured.")
     last, folder = checkpoints[-1]
-    tracking.log_checkpoint(step, folder, "model", last)
+    log_checkpoint(folder, "model", last)
     step.describe(
         f"train · {arm} · lr {args.lr:g}",
         f"{last} steps of {args.global_batch_size} on {len(training.dataset):,} samples "

@@ -177,6 +177,9 @@ def test_lineage_is_recorded_from_the_data_to_the_verdict(finished):
         (run_id, s) for run_id, n in rows.items() for s in {*range(10, math.ceil(n / 16), 10), math.ceil(n / 16)}
     }
     assert {(model.source_run_id, int(model.params["step"])) for model in checkpoints} == expected
+    for model in checkpoints:
+        measured = {(metric.key, metric.step) for metric in model.metrics}
+        assert {(name, int(model.params["step"])) for name in ("loss", "gradient_signal", "displacement")} <= measured
 
 
 def test_the_registry_holds_a_version_or_the_run_says_why_not(finished):
