@@ -94,7 +94,9 @@ def real_golds(root: str) -> list[str]:
     held = [
         name
         for name, source in sources.SOURCES.items()
-        if any((Path(root) / f"{stem}.jsonl").is_file() for stem in source.mirror)
+        if any(
+            (Path(root) / f"{stem}{suffix}").is_file() for stem in source.mirror for suffix in (".jsonl", ".parquet")
+        )
     ]
     golds = [problem.answer for name in held for problem in sources.load(name, root).problems]
     return random.Random(0).sample(golds, len(golds))

@@ -33,14 +33,15 @@ def same_expression(gold: str, answer: str, tolerance: float = 0.0) -> bool:
         return True
     if max(_log2(one), _log2(other)) > MAX_BITS:
         return False
-    if tolerance and all(getattr(each, "is_number", False) for each in (one, other)):
-        return bool(abs((one - other).evalf()) <= tolerance)
     if is_complex:
         one, other = (each.subs({s: sympy.I for s in each.free_symbols if s.name == "i"}) for each in (one, other))
+    are_numbers = all(getattr(each, "is_number", False) for each in (one, other))
+    if tolerance and are_numbers and abs((one - other).evalf()) <= tolerance * (1 + 1e-9):
+        return True
     if not math_verify.verify(one, other, allow_set_relation_comp=True, timeout_seconds=None):
         return False
     # math-verify rounds differences away that are all there is to small numbers.
-    if not all(getattr(each, "is_number", False) and each != 0 for each in (one, other)):
+    if not are_numbers or 0 in (one, other):
         return True
     difference = (one - other).doit()
     if difference.is_Rational:

@@ -28,7 +28,7 @@ from ssd.structure import (
 from ssd.values import value_of
 from ssd.writing import all_boxes, clean, last_box, one_writing, without_spaces
 
-SameExpression = Callable[[str, str], bool]
+SameExpression = Callable[[str, str, float], bool]
 
 
 class _How(NamedTuple):
@@ -44,23 +44,25 @@ def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: fl
     Parameters
     ----------
     same_expression : callable
-        Decides two expressions (LaTeX) that strings, numbers and structure leave open. What it raises goes through.
+        Decides two expressions (LaTeX) that strings, numbers and structure leave open, given the tolerance for their
+        values. What it raises goes through.
     tolerance : float
-        Largest difference between a number of the gold and the answer's, where the problem allows one.
+        Largest difference between a number of the gold and the answer's, where the problem allows one. Times, ratios
+        and numbers in a base other than ten are compared without.
 
-    >>> equal("(3/4, 10\\%)", "( \\frac{3}{4}, 0.1 )", lambda gold, answer: False)
+    >>> equal("(3/4, 10\\%)", "( \\frac{3}{4}, 0.1 )", lambda gold, answer, tolerance: False)
     True
     """
     gold, answer = all_boxes(gold) or gold, last_box(answer) or answer
+    how = _How(same_expression, 0.0 if _WITHOUT_TOLERANCE.search(gold) else tolerance)
     gold, cleaned = clean(_labelled(gold)), clean(answer)
     if not gold or not cleaned:
         return False
-    how = _How(same_expression, tolerance)
     if _equal(gold, cleaned, how):
         return True
     if not is_sentence(answer):
         return False
-    return _equal(gold, clean(_labelled(answer)), how) or same_expression(gold, one_writing(answer))
+    return _equal(gold, clean(_labelled(answer)), how) or same_expression(gold, one_writing(answer), how.tolerance)
 
 
 def _labelled(text: str) -> str:
@@ -107,6 +109,7 @@ def is_sentence(text: str) -> bool:
     return bool(_THREE_WORDS.search(text)) or ("\n" in text.strip() and bool(_WORD.search(text)))
 
 
+_WITHOUT_TOLERANCE = re.compile(r"\d *(?::|_)")
 _TEXT = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s?\{[^{}]*\}")
 _WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}")
 _THREE_WORDS = re.compile(r"(?<![\\a-zA-Z{'])[a-zA-Z][a-zA-Z']+(?: [a-zA-Z][a-zA-Z']+){2}")
@@ -134,7 +137,7 @@ def _equal(gold: str, answer: str, how: _How) -> bool:
     if gold_name and answer_name:
         if without_spaces(gold_name) == without_spaces(answer_name):
             return _equal(gold_value, answer_value, how)
-        return how.same_expression(gold, answer)
+        return how.same_expression(gold, answer, how.tolerance)
     if gold_name and not RELATION.search(answer):
         return _equal(gold_value, answer, how)
     if answer_name and not RELATION.search(gold):
@@ -163,7 +166,8 @@ def _equal_values(gold: str, answer: str, how: _How) -> bool:
         return False
     if one.percent != other.percent:
         hundredth = [rf"\frac{{{side.value}}}{{100}}" if side.percent else side.value for side in (one, other)]
-        return any(_equal(*pair, how) for pair in ((one.value, other.value), hundredth))
+        how_of_hundredth = how._replace(tolerance=how.tolerance / 100)
+        return _equal(one.value, other.value, how) or _equal(*hundredth, how_of_hundredth)
     if (one.value, other.value) != (gold, answer):
         return _equal(one.value, other.value, how)
     numbers = number_of(gold), number_of(answer)
@@ -176,27 +180,40 @@ def _equal_values(gold: str, answer: str, how: _How) -> bool:
         return True
     if any(words) and (any(numbers) or "\\text" in gold + answer or " " in (words[0] or words[1])):
         return False
-    return (how.tolerance > 0 or not _differ(gold, answer)) and how.same_expression(gold, answer)
+    return (how.tolerance > 0 or not _differ(gold, answer)) and how.same_expression(gold, answer, how.tolerance)
 
 
 def _equal_parts(gold: Parts, answer: Parts, how: _How) -> bool:
-    if len(set(gold.elements)) == len(gold.elements) and not {gold.opening, answer.opening} & {"(", "["}:
+    is_ordered = bool({gold.opening, answer.opening} & {"(", "["})
+    if len(set(gold.elements)) == len(gold.elements) != len(answer.elements) and not is_ordered:
         answer = answer._replace(elements=_once(answer.elements))
     if len(gold.elements) != len(answer.elements):
         return False
     if gold.opening and answer.opening and gold[:2] != answer[:2]:
         return False
-    if {gold.opening, answer.opening} & {"(", "["}:
+    if is_ordered:
         return all(_equal(*pair, how) for pair in zip(gold.elements, answer.elements, strict=True))
     left = collections.Counter(map(without_spaces, gold.elements))
     rest = collections.Counter(map(without_spaces, answer.elements))
-    left, rest = list((left - rest).elements()), list((rest - left).elements())
-    for element in left:
-        found = next((i for i, other in enumerate(rest) if _equal(element, other, how)), None)
-        if found is None:
-            return False
-        rest.pop(found)
-    return True
+    if not how.tolerance:
+        left, rest = left - rest, rest - left
+    return _can_be_paired(list(left.elements()), list(rest.elements()), how)
+
+
+def _can_be_paired(golds: list[str], answers: list[str], how: _How) -> bool:
+    """Whether each gold can have an equal answer for itself: a matching, found by augmenting paths (Kuhn 1955)."""
+    gold_of: dict[int, int] = {}
+
+    def place(gold: int, tried: set[int]) -> bool:
+        for answer in range(len(answers)):
+            if answer not in tried and _equal(golds[gold], answers[answer], how):
+                tried.add(answer)
+                if answer not in gold_of or place(gold_of[answer], tried):
+                    gold_of[answer] = gold
+                    return True
+        return False
+
+    return all(place(gold, set()) for gold in range(len(golds)))
 
 
 def _once(elements: list[str]) -> list[str]:

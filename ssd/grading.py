@@ -195,7 +195,7 @@ def _without_algebra(gold: str, answer: str, tolerance: float = 0.0) -> Verdict 
         return "wrong"
 
 
-def _refuse(gold: str, answer: str) -> bool:
+def _refuse(gold: str, answer: str, tolerance: float) -> bool:
     raise _NeedsAlgebra
 
 

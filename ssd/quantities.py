@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from ssd.structure import LETTERS, NUMERALS, brackets_of, words_of
+from ssd.structure import LETTERS, brackets_of, words_of
 from ssd.writing import without_spaces
 
 
@@ -52,7 +52,7 @@ def _without_last_unit(text: str) -> tuple[str, list[str]]:
     if (match := _DEGREES.search(text)) and not TRIGONOMETRIC.search(text):
         return text[: match.start()].rstrip(), [f"deg{match[1] or match[2] or ''}"]
     if match := _BASE.fullmatch(text):
-        return match[1], [f"base {NUMERALS.index(match[3]) if match[3] in NUMERALS else match[2]}"]
+        return match[1], [f"base {_NUMERALS.index(match[3]) if match[3] in _NUMERALS else match[2]}"]
     match = _UNIT_IN_TEXT.search(text) or _UNIT_IN_WORDS.search(text)
     if not match:
         return text, []
@@ -77,6 +77,7 @@ class Number(NamedTuple):
     is_exact: bool
 
 
+_NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _SPACED_GROUPS = re.compile(r"([+-]?\d{1,3})((?: \d{3})+)(\.\d+)?")
 _DIGITS = r"\d+\.?\d*|\.\d+"
 _DECIMAL = re.compile(rf"({_DIGITS})(?:(?:\\cdot|x)10\^(?:\{{([+-]?\d{{1,3}})\}}|(\d))|[eE]([+-]?\d{{1,3}}))?")
@@ -114,7 +115,7 @@ def number_of(text: str) -> Number | None:
         tail = Fraction(int(repeated), 10 ** len(repeated) - 1)
         return Number(sign * (int(whole + fixed or 0) + tail) / 10 ** len(fixed), True)
     word = words_of(text)
-    return Number(Fraction(NUMERALS.index(word)), True) if word in NUMERALS else None
+    return Number(Fraction(_NUMERALS.index(word)), True) if word in _NUMERALS else None
 
 
 def equal_numbers(one: Number, other: Number, tolerance: float) -> bool:

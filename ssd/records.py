@@ -1,12 +1,14 @@
 """What travels between steps: Problem, Sample and Grade, with their Parquet schemas.
 
 Every table that one step writes and another reads is a Parquet file of one of these three rows. `read` and `write`
-are the only way in and out: a file that lacks a column is refused by name, and a file is either whole or absent.
+are the only way in and out: a file that lacks a column is refused by name, and a file is either whole or absent. A
+column that has a default may be missing, and is where all its values are that: so what was never set changes no file.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,10 +94,14 @@ SCHEMAS: dict[type, pa.Schema] = {
 
 
 def table(kind: type[Record], records: Iterable[Record]) -> pa.Table:
-    """Arrow table of `records` in the schema of `kind`."""
-    schema = SCHEMAS[kind]
-    rows = list(records)
-    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    """Arrow table of `records` in the schema of `kind`, without a column that holds nothing but its default."""
+    schema, rows = SCHEMAS[kind], list(records)
+    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+    for name, default in _defaults(kind).items():
+        if all(value == default for value in columns[name]):
+            del columns[name]
+            schema = schema.remove(schema.get_field_index(name))
+    return pa.table(columns, schema=schema)
 
 
 def write(path: str | os.PathLike, kind: type[Record], records: Iterable[Record]) -> None:
@@ -149,15 +155,19 @@ def alone(folder: Path, shared: bool = False) -> Iterator[None]:
         yield
 
 
+def _defaults(kind: type[Record]) -> dict[str, object]:
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+
+
 def _read_one(path: Path, kind: type[Record]) -> pa.Table:
     schema = SCHEMAS[kind]
     try:
         found = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
-    for field in dataclasses.fields(kind):
-        if field.name not in found.column_names and field.default is not dataclasses.MISSING:
-            found = found.append_column(field.name, pa.repeat(field.default, len(found)))
+    for name, default in _defaults(kind).items():
+        if name not in found.column_names:
+            found = found.append_column(name, pa.repeat(default, len(found)))
     missing = [name for name in schema.names if name not in found.column_names]
     if missing:
         raise ValueError(
@@ -174,4 +184,8 @@ def _read_one(path: Path, kind: type[Record]) -> pa.Table:
         foreign = set(found[name].unique().to_pylist()) - set(WORDS[name]) if name in WORDS else ()
         if foreign:
             raise ValueError(f"{path}: column {name} holds {min(foreign)!r}; it may hold {', '.join(WORDS[name])}")
+    if kind is Problem:
+        wrong = [value for value in found["tolerance"].unique().to_pylist() if not 0 <= value < math.inf]
+        if wrong:
+            raise ValueError(f"{path}: column tolerance holds {wrong[0]:g}; it may hold finite numbers from 0")
     return found

@@ -237,10 +237,10 @@ def _to_problem(source: Source, fields: Fields) -> Problem:
 
 
 def _tolerance(value: Any) -> float | None:
-    """0 where there is none, None where what there is is no such number."""
+    """0 where there is none, None where what there is is no finite number from 0."""
     try:
         number = float(value or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if 0 <= number < math.inf else None
 
@@ -264,7 +264,7 @@ def _why_unusable(fields: Fields) -> str:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | Decimal) or _is_nan(answer):
         return "no answer"
     if _tolerance(fields.tolerance) is None:
-        return "tolerance is no number"
+        return "tolerance is no number from 0"
     return ""
 
 

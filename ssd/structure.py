@@ -82,6 +82,7 @@ def brackets_of(text: str) -> tuple[str, str, str]:
 
 
 def without_braces(text: str) -> str:
+    """`text` without the braces of TeX where one pair encloses all of it."""
     return brackets_of(text)[1] if text[:1] == "{" and not brackets_of(text)[0] else text
 
 
@@ -168,9 +169,6 @@ def read_as_one(text: str, parts: Parts | None) -> tuple[str, Parts | None]:
 def _is_name(text: str) -> bool:
     text = re.sub(r"_(?:\{[^{}]*\}|\w)|\^(?:\{-1\}|\*)|(?<=[a-zA-Z}])\([^()]*\)", "", text)
     return bool(LETTERS.search(text)) and not re.search(r"[\d+*/^-]|\\(?:cdot|sqrt|pm)", text)
-
-
-NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def words_of(text: str) -> str:

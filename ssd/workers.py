@@ -1,7 +1,6 @@
 """Processes that compare answers, each killed at its deadline and held to its memory."""
 
 import collections
-import functools
 import json
 import os
 import resource
@@ -158,8 +157,7 @@ def _work(connection: socket.socket, deadline_s: float) -> None:
             if answer is None:
                 right = algebra.parsed(gold, False) is not None
             else:
-                same_expression = functools.partial(algebra.same_expression, tolerance=tolerance)
-                right = answers.equal(gold, answer, same_expression, tolerance)
+                right = answers.equal(gold, answer, algebra.same_expression, tolerance)
         except MemoryError:
             os._exit(1)
         except Exception:  # whatever sympy raised, it is not right

@@ -103,7 +103,7 @@ def test_datasets_can_be_loaded_by_the_datasets_library_and_are_logged_with_cont
     from datasets import load_dataset
 
     rows = load_dataset("parquet", data_files=str(artifact(run, "val.parquet")), split="train")
-    assert rows.column_names == ["problem_id", "source", "problem", "answer", "level", "tolerance"] and len(rows) == 60
+    assert rows.column_names == ["problem_id", "source", "problem", "answer", "level"] and len(rows) == 60
     inputs = {(each.tags[0].value, each.dataset.name): each.dataset for each in run.inputs.dataset_inputs}
     assert {context for context, _ in inputs} == {"source", "train", "val", "quick"}
     assert {name for context, name in inputs if context == "source"} == set(",".join(SOURCES.values()).split(","))

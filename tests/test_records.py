@@ -1,6 +1,7 @@
 """Tables between steps: whole or absent, and refused by name where a column is not what it should be."""
 
 import dataclasses
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,10 +21,11 @@ def test_what_is_written_is_read_back(tmp_path, row):
     assert records.read(tmp_path / "rows.parquet", type(row)) == rows
 
 
-def test_problems_without_the_column_have_no_tolerance(tmp_path):
-    rows = records.table(Problem, [PROBLEM]).drop_columns(["tolerance"])
-    records.write_table(tmp_path / "rows.parquet", rows)
-    assert records.read(tmp_path / "rows.parquet", Problem) == [PROBLEM]
+def test_a_tolerance_that_no_problem_has_is_no_column_and_changes_no_digest(tmp_path):
+    assert records.table(Problem, [PROBLEM]).column_names == ["problem_id", "source", "problem", "answer", "level"]
+    rows = [PROBLEM, dataclasses.replace(PROBLEM, problem_id="b", tolerance=0.1)]
+    records.write(tmp_path / "rows.parquet", Problem, rows)
+    assert records.read(tmp_path / "rows.parquet", Problem) == rows
 
 
 def test_a_row_that_stands_twice_and_a_table_without_rows_are_refused(tmp_path):
@@ -55,8 +57,22 @@ def test_an_unfinished_file_is_not_taken_for_a_table(tmp_path):
             {"problem_id": ["a"], "source": ["s"], "problem": ["p"], "answer": [None], "level": ["1"]},
             "answer has 1 null",
         ),
+        *(
+            (
+                {
+                    "problem_id": ["a"],
+                    "source": ["s"],
+                    "problem": ["p"],
+                    "answer": ["2"],
+                    "level": ["1"],
+                    "tolerance": [t],
+                },
+                f"tolerance holds {t:g}",
+            )
+            for t in (math.nan, math.inf, -1.0)
+        ),
     ],
-    ids=["a missing column", "a null"],
+    ids=["a missing column", "a null", "no number", "infinity", "less than nothing"],
 )
 def test_a_bad_table_is_refused_with_the_column_and_the_file(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "bad.parquet")

@@ -123,8 +123,9 @@ def test_a_problem_keeps_the_tolerance_that_its_source_gives_it(tmp_path):
         ("omni-math-2", {"problem": "Two", "tags": ["image"]}, "tagged as not clean"),
         ("olympiadbench", {"question": "Two", "final_answer": ["1", "2"]}, "several answers"),
         ("olympiadbench", {"question": "Two", "is_multiple_answer": True}, "several answers"),
-        ("olympiadbench", {"question": "Two", "error": "1e-1,1e-2"}, "tolerance is no number"),
-        ("olympiadbench", {"question": "Two", "error": "-1"}, "tolerance is no number"),
+        ("olympiadbench", {"question": "Two", "error": "1e-1,1e-2"}, "tolerance is no number from 0"),
+        ("beyond-aime", {"problem": "Two", "tolerance": 10**400}, "tolerance is no number from 0"),
+        ("olympiadbench", {"question": "Two", "error": "-1"}, "tolerance is no number from 0"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_dropped_under_its_reason(tmp_path, name, changes, expected):
