@@ -178,6 +178,8 @@ def _read_one(path: Path, kind: type[Record]) -> pa.Table:
         found = found.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or the whole type, cannot be converted
         raise ValueError(f"{path}: a column has the wrong type ({error}); expected {schema}") from error
+    for name, default in _defaults(kind).items():
+        found = found.set_column(schema.get_field_index(name), schema.field(name), found[name].fill_null(default))
     for name in schema.names:
         if found[name].null_count:
             raise ValueError(f"{path}: column {name} has {found[name].null_count} null values; remove those rows")

@@ -238,6 +238,8 @@ def _to_problem(source: Source, fields: Fields) -> Problem:
 
 def _tolerance(value: Any) -> float | None:
     """0 where there is none, None where what there is is no finite number from 0."""
+    if isinstance(value, bool):
+        return None
     try:
         number = float(value or 0)
     except (TypeError, ValueError, OverflowError):

@@ -101,6 +101,8 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     in one line, a FAILED run and exit status 2.
     """
     texts = parameters.parse(name)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run ends as FAILED
+    _end_with_launcher()  # before MLflow takes the run's id out of the environment
     try:
         _check_writable(mlflow.get_tracking_uri())
         run = mlflow.start_run(log_system_metrics=name in USES_GPU)
@@ -109,8 +111,6 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
             f"cannot use the tracking store {mlflow.get_tracking_uri()} ({_first_line(error)}); start its server, make "
             "it writable or set MLFLOW_TRACKING_URI (a relative path counts from the project's folder)"
         )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run ends as FAILED
-    _end_with_launcher()
     try:
         with run:
             try:

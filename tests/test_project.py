@@ -77,18 +77,18 @@ def finish(process: subprocess.Popen, project: Path) -> str:
     return (project / "log.txt").read_text()
 
 
-def kill_when(project: Path, process: subprocess.Popen, pattern: str) -> list[Path]:
-    """kill -9 `main` and every step at once when a file matches, as a power cut does; returns what matched."""
+def kill_when(project: Path, process: subprocess.Popen, pattern: str, whole: bool) -> list[Path]:
+    """kill -9 `main` when a file matches, with every step, as a power cut does, or alone; returns what matched."""
     while not (found := sorted(project.glob(pattern))):
         assert process.poll() is None, (project / "log.txt").read_text()[-3000:]
         time.sleep(0.02)
     main = psutil.Process(process.pid)
     family = [main, *main.children(recursive=True)]
-    for each in family:
+    for each in family if whole else [main]:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     process.wait()
-    psutil.wait_procs(family, timeout=15)
+    assert not psutil.wait_procs(family, timeout=15)[1]  # no step goes on without the one that launched it
     return found
 
 
@@ -96,9 +96,9 @@ def kill_when(project: Path, process: subprocess.Popen, pattern: str) -> list[Pa
 def finished(project) -> dict:
     """The project after main was killed in mid-sampling, then in mid-training, and then left to finish."""
     main = ("steps.main", "--preset", "tiny")  # as `mlflow run .` starts it
-    shards = kill_when(project, start(project, *main), "work/sample-*/samples/part-*.parquet")
+    shards = kill_when(project, start(project, *main), "work/sample-*/samples/part-*.parquet", True)
     before_kill = {(s.problem_id, s.sample_index): s.token_ids for shard in shards for s in records.read(shard, Sample)}
-    kill_when(project, start(project, *main), "work/train-*/checkpoint-10/trainer_state.json")
+    kill_when(project, start(project, *main), "work/train-*/checkpoint-10/trainer_state.json", False)
     output = finish(start(project, *MLFLOW_RUN), project)
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
     yield {"before_kill": before_kill, "output": output}

@@ -26,6 +26,9 @@ def test_a_tolerance_that_no_problem_has_is_no_column_and_changes_no_digest(tmp_
     rows = [PROBLEM, dataclasses.replace(PROBLEM, problem_id="b", tolerance=0.1)]
     records.write(tmp_path / "rows.parquet", Problem, rows)
     assert records.read(tmp_path / "rows.parquet", Problem) == rows
+    columns = {name: [getattr(PROBLEM, name)] for name in ("problem_id", "source", "problem", "answer", "level")}
+    pq.write_table(pa.table(columns | {"tolerance": [None]}), tmp_path / "null.parquet")
+    assert records.read(tmp_path / "null.parquet", Problem) == [PROBLEM]
 
 
 def test_a_row_that_stands_twice_and_a_table_without_rows_are_refused(tmp_path):

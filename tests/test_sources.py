@@ -125,6 +125,7 @@ def test_a_problem_keeps_the_tolerance_that_its_source_gives_it(tmp_path):
         ("olympiadbench", {"question": "Two", "is_multiple_answer": True}, "several answers"),
         ("olympiadbench", {"question": "Two", "error": "1e-1,1e-2"}, "tolerance is no number from 0"),
         ("beyond-aime", {"problem": "Two", "tolerance": 10**400}, "tolerance is no number from 0"),
+        ("beyond-aime", {"problem": "Two", "tolerance": True}, "tolerance is no number from 0"),
         ("olympiadbench", {"question": "Two", "error": "-1"}, "tolerance is no number from 0"),
     ],
 )

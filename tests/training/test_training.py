@@ -1,5 +1,6 @@
 """Training sees the sampled tokens and nothing else, and a killed run ends where an unbroken one does."""
 
+import collections
 import json
 import math
 import subprocess
@@ -38,8 +39,8 @@ def samples(lab_model) -> list[Sample]:
     return list(open_engine("transformers", lab_model, requests).generate(requests))
 
 
-def losses(into: dict):
-    return lambda step, metrics: into.setdefault(step, metrics["loss"]) if "loss" in metrics else None
+def losses(into: dict, name: str = "loss"):
+    return lambda step, metrics: into.setdefault(step, metrics[name]) if name in metrics else None
 
 
 def test_labels_are_the_sampled_tokens_with_the_end_of_turn_only_where_it_was_drawn(
@@ -115,11 +116,15 @@ def test_stubs_and_too_long_samples_are_left_out_and_counted():
 
 
 def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, samples, tmp_path):
-    """The same losses at each step and the same weights, within float32 rounding."""
+    """The same losses at each step and the same weights, within float32 rounding, and as many tokens seen."""
     dataset = rows(samples, 256).dataset
-    unbroken, continued = {}, {}
+    unbroken, continued = collections.defaultdict(dict), collections.defaultdict(dict)
+
+    def into(logged):
+        return lambda step, metrics: [losses(logged[name], name)(step, metrics) for name in ("loss", "num_tokens")]
+
     *_, (last, folder) = train(
-        lab_model, dataset, tmp_path / "a", global_batch_size=8, on_log=losses(unbroken), **SETTINGS
+        lab_model, dataset, tmp_path / "a", global_batch_size=8, on_log=into(unbroken), **SETTINGS
     )
 
     class Killed(Exception):
@@ -132,10 +137,11 @@ def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, s
     with pytest.raises(Killed):
         train(lab_model, dataset, tmp_path / "b", global_batch_size=8, on_log=die_at_step_3, **SETTINGS)
     *_, (last_b, folder_b) = train(
-        lab_model, dataset, tmp_path / "b", global_batch_size=8, on_log=losses(continued), **SETTINGS
+        lab_model, dataset, tmp_path / "b", global_batch_size=8, on_log=into(continued), **SETTINGS
     )
-    assert last == last_b == max(unbroken)
-    assert continued == pytest.approx(unbroken, abs=1e-5)
+    assert last == last_b == max(unbroken["loss"])
+    assert continued["loss"] == pytest.approx(unbroken["loss"], abs=1e-5)
+    assert continued["num_tokens"] == unbroken["num_tokens"] and unbroken["num_tokens"]
     ours, theirs = (models.load_weights(str(f), torch.float32).state_dict() for f in (folder, folder_b))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
