@@ -91,13 +91,7 @@ def main() -> int:
 
 def real_golds(root: str) -> list[str]:
     """Golds of every set that the mirror holds, in a fixed random order."""
-    held = [
-        name
-        for name, source in sources.SOURCES.items()
-        if any(
-            (Path(root) / f"{stem}{suffix}").is_file() for stem in source.mirror for suffix in (".jsonl", ".parquet")
-        )
-    ]
+    held = [name for name, source in sources.SOURCES.items() if sources.mirrored(source, Path(root))]
     golds = [problem.answer for name in held for problem in sources.load(name, root).problems]
     return random.Random(0).sample(golds, len(golds))
 

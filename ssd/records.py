@@ -165,9 +165,8 @@ def _read_one(path: Path, kind: type[Record]) -> pa.Table:
         found = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
-    for name, default in _defaults(kind).items():
-        if name not in found.column_names:
-            found = found.append_column(name, pa.repeat(default, len(found)))
+    for name in _defaults(kind).keys() - set(found.column_names):
+        found = found.append_column(name, pa.nulls(len(found)))
     missing = [name for name in schema.names if name not in found.column_names]
     if missing:
         raise ValueError(
@@ -176,7 +175,10 @@ def _read_one(path: Path, kind: type[Record]) -> pa.Table:
         )
     try:
         found = found.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or the whole type, cannot be converted
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+    ) as error:  # one value, as "x" for a number, or a whole type, as lists
         raise ValueError(f"{path}: a column has the wrong type ({error}); expected {schema}") from error
     for name, default in _defaults(kind).items():
         found = found.set_column(schema.get_field_index(name), schema.field(name), found[name].fill_null(default))

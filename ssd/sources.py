@@ -152,6 +152,12 @@ def load(name: str, source_root: str = HUB) -> Loaded:
     return Loaded(list(problems.values()), dropped, raw_rows, uri)
 
 
+def mirrored(source: Source, root: Path) -> Path | None:
+    """The file below a mirror's directory `root` that holds `source`, None where there is none."""
+    paths = (root / f"{stem}{suffix}" for stem in source.mirror for suffix in (".jsonl", ".parquet"))
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _boxed(solution: Any) -> str | None:
     return last_box(solution) if isinstance(solution, str) else None
 
@@ -350,9 +356,8 @@ def _mirror_rows(source: Source, source_root: str) -> tuple[Iterator[Any], str]:
     root = Path(source_root)
     if not root.is_dir():
         raise ValueError(f"source_root {source_root!r} is not a directory; give a local mirror, or 'hub'")
-    for path in (root / f"{stem}{suffix}" for stem in source.mirror for suffix in (".jsonl", ".parquet")):
-        if path.is_file():
-            return _file_rows(path), str(path)
+    if path := mirrored(source, root):
+        return _file_rows(path), str(path)
     raise ValueError(
         f"source_root {source_root!r} has no {' or '.join(f'{stem}.jsonl' for stem in source.mirror)} (or .parquet) "
         f"for source {source.name}; mirror {source.hub_id} there"
