@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ssd.quantities import equal_numbers, number_of, quantity_of
 from ssd.structure import (
     EQUATION,
+    INEQUALITY,
     RELATION,
     Parts,
     as_interval,
@@ -38,7 +39,7 @@ class _How(NamedTuple):
     tolerance: float
 
 
-def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: float = 0.0) -> bool:
+def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: float = 0.0, notation: str = "") -> bool:
     r"""Whether `answer` is the same answer as `gold`, by the policies of docs/grading.md.
 
     Parameters
@@ -49,6 +50,9 @@ def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: fl
     tolerance : float
         Largest difference between a number of the gold and the answer's, where the problem allows one. Times, ratios
         and numbers in a base other than ten are compared without.
+    notation : str
+        One of ssd.records.NOTATIONS. 'interval' refuses an inequality beside a gold without one; 'any letters' also
+        compares with the answer's variables, in the order in which they first stand, renamed to the gold's.
 
     >>> equal("(3/4, 10\\%)", "( \\frac{3}{4}, 0.1 )", lambda gold, answer, tolerance: False)
     True
@@ -58,11 +62,20 @@ def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: fl
     gold, cleaned = clean(_labelled(gold)), clean(answer)
     if not gold or not cleaned:
         return False
-    if _equal(gold, cleaned, how):
+    if notation == "interval" and INEQUALITY.search(cleaned) and not INEQUALITY.search(gold):
+        return False
+    if _equal(gold, cleaned, how) or (notation == "any letters" and _equal(gold, _relettered(cleaned, gold), how)):
         return True
     if not is_sentence(answer):
         return False
     return _equal(gold, clean(_labelled(answer)), how) or same_expression(gold, one_writing(answer), how.tolerance)
+
+
+def _relettered(answer: str, gold: str) -> str:
+    """`answer` with the variables of `gold` for its own, in order, where they are as many: lone letters but e and i."""
+    ours, theirs = (dict.fromkeys(m[1] for m in _VARIABLE.finditer(text) if m[1]) for text in (gold, answer))
+    renamed = dict(zip(theirs, ours)) if len(theirs) == len(ours) else {}
+    return _VARIABLE.sub(lambda match: renamed.get(match[1], match[0]), answer)
 
 
 def _labelled(text: str) -> str:
@@ -111,6 +124,7 @@ def is_sentence(text: str) -> bool:
 
 _WITHOUT_TOLERANCE = re.compile(r"\d *(?::|_)")
 _TEXT = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s?\{[^{}]*\}")
+_VARIABLE = re.compile(rf"{_TEXT.pattern}|\\[a-zA-Z]+|(?<![a-zA-Z])([a-df-hj-zA-Z])(?![a-zA-Z])")
 _WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}")
 _THREE_WORDS = re.compile(r"(?<![\\a-zA-Z{'])[a-zA-Z][a-zA-Z']+(?: [a-zA-Z][a-zA-Z']+){2}")
 _LABEL = re.compile(r"(?:(?i:answer)(?: ?is)?[ :=}]+|#### )(?:\$([^$]+)\$|(.*))")

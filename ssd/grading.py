@@ -57,8 +57,8 @@ def grade(
         raise ValueError(f"sample of problem {unknown!r}, which the problem set does not hold; give the set it is from")
     answers = [extract(sample.text, thinks) for sample in samples]
     pairs = [
-        (by_id[sample.problem_id].answer, answer, by_id[sample.problem_id].tolerance)
-        for sample, answer in zip(samples, answers, strict=True)
+        (problem.answer, answer, problem.tolerance, problem.notation)
+        for problem, answer in zip((by_id[sample.problem_id] for sample in samples), answers, strict=True)
     ]
     verdicts = dict(verify(sorted({pair for pair in pairs if pair[1] is not None}), workers=workers))
     grades = []
@@ -183,12 +183,12 @@ class _NeedsAlgebra(Exception):
     """Strings, numbers and structure give no verdict."""
 
 
-def _without_algebra(gold: str, answer: str, tolerance: float = 0.0) -> Verdict | None:
+def _without_algebra(gold: str, answer: str, tolerance: float = 0.0, notation: str = "") -> Verdict | None:
     """The verdict where strings, numbers and structure give one."""
     if _is_beyond_bounds(gold) or _is_beyond_bounds(answer):
         return "right" if gold.strip() == answer.strip() else "wrong"
     try:
-        return "right" if answers.equal(gold, answer, _refuse, tolerance) else "wrong"
+        return "right" if answers.equal(gold, answer, _refuse, tolerance, notation) else "wrong"
     except _NeedsAlgebra:
         return None
     except RecursionError:

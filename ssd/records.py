@@ -20,15 +20,20 @@ import pyarrow.parquet as pq
 
 FinishReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "no_answer", "cut_off", "timed_out"]
+Notation = Literal["", "interval", "any letters"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-WORDS = {"finish_reason": get_args(FinishReason), "outcome": OUTCOMES}  # all that these columns may hold
+NOTATIONS: tuple[Notation, ...] = get_args(Notation)
+# All that these columns may hold.
+WORDS = {"finish_reason": get_args(FinishReason), "outcome": OUTCOMES, "notation": NOTATIONS}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
     """One problem with one checkable answer.
 
-    `level` is the source's own difficulty label, '' where it has none, `tolerance` how far its numbers may be off.
+    `level` is the source's own difficulty label, '' where it has none, `tolerance` how far its numbers may be off, and
+    `notation` what its answer may look like: '' for whatever means the same, 'interval' for no inequality in place of
+    an interval, 'any letters' for other letters than the answer's, too.
     """
 
     problem_id: str
@@ -37,6 +42,7 @@ class Problem:
     answer: str
     level: str
     tolerance: float = 0.0
+    notation: Notation = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ SCHEMAS: dict[type, pa.Schema] = {
         [
             *((name, pa.string()) for name in ("problem_id", "source", "problem", "answer", "level")),
             ("tolerance", pa.float64()),
+            ("notation", pa.string()),
         ]
     ),
     Sample: pa.schema(
@@ -187,7 +194,9 @@ def _read_one(path: Path, kind: type[Record]) -> pa.Table:
             raise ValueError(f"{path}: column {name} has {found[name].null_count} null values; remove those rows")
         foreign = set(found[name].unique().to_pylist()) - set(WORDS[name]) if name in WORDS else ()
         if foreign:
-            raise ValueError(f"{path}: column {name} holds {min(foreign)!r}; it may hold {', '.join(WORDS[name])}")
+            raise ValueError(
+                f"{path}: column {name} holds {min(foreign)!r}; it may hold {', '.join(filter(None, WORDS[name]))}"
+            )
     if kind is Problem:
         wrong = [value for value in found["tolerance"].unique().to_pylist() if not 0 <= value < math.inf]
         if wrong:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ssd.records import Problem
+from ssd.records import NOTATIONS, Problem
 from ssd.writing import last_box, normalise
 
 HUB = "hub"
@@ -53,7 +53,7 @@ class Fields(NamedTuple):
     """What a row function reads from a row, unchecked.
 
     `subset` is '' or the set's own name for a part of itself, `unwanted` the reason why the row is left out, or ''.
-    `tolerance` is how far a number may be off, None or '' for not at all.
+    `tolerance` is how far a number may be off, None or '' for not at all; `notation` is one of NOTATIONS or None.
     """
 
     problem: Any
@@ -62,6 +62,7 @@ class Fields(NamedTuple):
     subset: str = ""
     unwanted: str = ""
     tolerance: Any = None
+    notation: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,8 @@ def load(name: str, source_root: str = HUB) -> Loaded:
     Parameters
     ----------
     name : str
-        A key of SOURCES, or the path of a `.jsonl` or `.parquet` file with the columns problem and answer, and level
-        and tolerance where there are such: a set of one's own.
+        A key of SOURCES, or the path of a `.jsonl` or `.parquet` file with the columns problem and answer, and level,
+        tolerance and notation where there are such: a set of one's own.
     source_root : str
         'hub', or a directory laid out as `<set>/<split>.jsonl` (or `.parquet`) with the hub's field names.
 
@@ -192,7 +193,11 @@ def _gsm8k(row: dict) -> Fields:
 
 
 def _plain(problem: str, answer: str, level: str = "") -> Callable[[dict], Fields]:
-    return lambda row: Fields(row.get(problem), row.get(answer), row.get(level, ""), tolerance=row.get("tolerance"))
+    def read_row(row: dict) -> Fields:
+        rules = {name: row.get(name) for name in ("tolerance", "notation")}
+        return Fields(row.get(problem), row.get(answer), row.get(level, ""), **rules)
+
+    return read_row
 
 
 _SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra")
@@ -239,7 +244,8 @@ def _to_problem(source: Source, fields: Fields) -> Problem:
     answer = answer.strip().removeprefix("$").removesuffix("$").strip()
     name = f"{source.name}/{_text(fields.subset)}" if fields.subset else source.name
     digest = hashlib.sha256(" ".join(problem.split()).encode()).hexdigest()[:16]
-    return Problem(f"{name}:{digest}", name, problem, answer, level, _tolerance(fields.tolerance) or 0.0)
+    rules = _tolerance(fields.tolerance) or 0.0, _text(fields.notation)
+    return Problem(f"{name}:{digest}", name, problem, answer, level, *rules)
 
 
 def _tolerance(value: Any) -> float | None:
@@ -273,6 +279,8 @@ def _why_unusable(fields: Fields) -> str:
         return "no answer"
     if _tolerance(fields.tolerance) is None:
         return "tolerance is no number from 0"
+    if _text(fields.notation) not in NOTATIONS:
+        return f"notation is none of {', '.join(filter(None, NOTATIONS))}"
     return ""
 
 

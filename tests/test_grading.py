@@ -209,6 +209,31 @@ def test_a_number_may_be_as_far_off_as_its_problem_allows(gold, tolerance, near,
     assert outcomes[1][len(near) :] == ["wrong"] * len(far)
 
 
+@pytest.mark.parametrize(
+    ("gold", "notation", "answers"),
+    [
+        (r"[-2, 7]", "interval", {r"-2 \le x \le 7": "wrong", r"x \in [-2,7]": "right", "[-2, 7)": "wrong"}),
+        (
+            r"(-\infty, 1) \cup (3, \infty)",
+            "interval",
+            {"x < 1 or x > 3": "wrong", r"(3,\infty)\cup(-\infty,1)": "right"},
+        ),
+        (r"-2 \le x \le 7", "interval", {r"x \in [-2,7]": "right", r"7 \ge x \ge -2": "right"}),
+        ("[-2, 7]", "", {r"-2 \le x \le 7": "right"}),
+        ("f(x)", "any letters", {"f(y)": "right", "g(t)": "right", "f(2)": "wrong", "f(x, y)": "wrong"}),
+        ("x^2 + 3y", "any letters", {r"3b + a^2": "wrong", r"a^2 + 3b": "right", r"3y + x^2": "right"}),
+        (r"2n\pi + e^n", "any letters", {r"e^k + 2k\pi": "right", r"2k\pi + k^k": "wrong", r"2k\pi + e": "wrong"}),
+        (r"5\text{ m}", "any letters", {r"5\text{ g}": "wrong", "5": "right"}),
+        ("even", "any letters", {"odd": "wrong", "even": "right", "oxon": "wrong"}),
+        ("f(x)", "", {"f(y)": "wrong"}),
+    ],
+)
+def test_a_problem_may_want_an_interval_or_leave_its_letters_free(gold, notation, answers):
+    samples = [sample(index, rf"\boxed{{{answer}}}") for index, answer in enumerate(answers)]
+    grades = grading.grade(samples, [Problem("p", "made", "?", gold, "", notation=notation)], thinks=False)
+    assert {answer: row.outcome for answer, row in zip(answers, grades, strict=True)} == answers
+
+
 def test_a_sample_of_an_unknown_problem_is_refused():
     with pytest.raises(ValueError, match="problem 'p', which the problem set does not hold"):
         grading.grade([sample(0, "")], [Problem("q", "made", "2+2?", "4", "1")], thinks=True)

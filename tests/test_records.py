@@ -11,6 +11,7 @@ from ssd import records
 from ssd.records import Grade, Problem, Sample
 
 PROBLEM = Problem("a", "made", "What is 1+1?", "2", "1")
+BARE = {"problem_id": ["a"], "source": ["made"], "problem": ["What is 1+1?"], "answer": ["2"], "level": ["1"]}
 SAMPLE = Sample("a", 0, [5, 6], [7, 8], "2", "stop", -0.5)
 
 
@@ -21,13 +22,12 @@ def test_what_is_written_is_read_back(tmp_path, row):
     assert records.read(tmp_path / "rows.parquet", type(row)) == rows
 
 
-def test_a_tolerance_that_no_problem_has_is_no_column_and_changes_no_digest(tmp_path):
-    assert records.table(Problem, [PROBLEM]).column_names == ["problem_id", "source", "problem", "answer", "level"]
-    rows = [PROBLEM, dataclasses.replace(PROBLEM, problem_id="b", tolerance=0.1)]
+def test_a_tolerance_or_notation_that_no_problem_has_is_no_column_and_changes_no_digest(tmp_path):
+    assert records.table(Problem, [PROBLEM]).to_pydict() == BARE
+    rows = [PROBLEM, dataclasses.replace(PROBLEM, problem_id="b", tolerance=0.1, notation="interval")]
     records.write(tmp_path / "rows.parquet", Problem, rows)
     assert records.read(tmp_path / "rows.parquet", Problem) == rows
-    columns = {name: [getattr(PROBLEM, name)] for name in ("problem_id", "source", "problem", "answer", "level")}
-    pq.write_table(pa.table(columns | {"tolerance": [None]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table(BARE | {"tolerance": [None], "notation": [None]}), tmp_path / "null.parquet")
     assert records.read(tmp_path / "null.parquet", Problem) == [PROBLEM]
 
 
@@ -55,29 +55,15 @@ def test_an_unfinished_file_is_not_taken_for_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"problem_id": ["a"], "source": ["s"], "problem": ["p"], "level": ["1"]}, "column answer is missing"),
-        (
-            {"problem_id": ["a"], "source": ["s"], "problem": ["p"], "answer": [None], "level": ["1"]},
-            "answer has 1 null",
-        ),
-        *(
-            (
-                {
-                    "problem_id": ["a"],
-                    "source": ["s"],
-                    "problem": ["p"],
-                    "answer": ["2"],
-                    "level": ["1"],
-                    "tolerance": [t],
-                },
-                f"tolerance holds {t:g}",
-            )
-            for t in (math.nan, math.inf, -1.0)
-        ),
+        ({"answer": None}, "column answer is missing"),
+        ({"answer": [None]}, "answer has 1 null"),
+        *(({"tolerance": [t]}, f"tolerance holds {t:g}") for t in (math.nan, math.inf, -1.0)),
+        ({"notation": ["roman"]}, "notation holds 'roman'; it may hold interval, any letters"),
     ],
-    ids=["a missing column", "a null", "no number", "infinity", "less than nothing"],
+    ids=["a missing column", "a null", "no number", "infinity", "less than nothing", "no notation"],
 )
 def test_a_bad_table_is_refused_with_the_column_and_the_file(tmp_path, columns, message):
+    columns = {name: column for name, column in (BARE | columns).items() if column}
     pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match=rf"bad\.parquet: .*{message}"):
         records.read(tmp_path / "bad.parquet", Problem)

@@ -81,6 +81,14 @@ def test_a_problem_keeps_the_tolerance_that_its_source_gives_it(tmp_path):
     assert [problem.tolerance for problem in loaded.problems] == [0.1, 0.0]
 
 
+def test_a_set_of_ones_own_says_what_an_answer_may_look_like(tmp_path):
+    rows = [{"problem": "Solve x > 2.", "answer": "(2, oo)", "notation": each} for each in ("interval", None, "")]
+    rows = [row | {"problem": f"{row['problem']} {index}"} for index, row in enumerate(rows)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded = load(str(tmp_path / "mine.jsonl"))
+    assert [problem.notation for problem in loaded.problems] == ["interval", "", ""]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
@@ -126,6 +134,8 @@ def test_a_problem_keeps_the_tolerance_that_its_source_gives_it(tmp_path):
         ("olympiadbench", {"question": "Two", "error": "1e-1,1e-2"}, "tolerance is no number from 0"),
         ("beyond-aime", {"problem": "Two", "tolerance": 10**400}, "tolerance is no number from 0"),
         ("beyond-aime", {"problem": "Two", "tolerance": True}, "tolerance is no number from 0"),
+        ("beyond-aime", {"problem": "Two", "notation": "roman"}, "notation is none of interval, any letters"),
+        ("beyond-aime", {"problem": "Two", "notation": ["interval"]}, "notation is none of interval, any letters"),
         ("olympiadbench", {"question": "Two", "error": "-1"}, "tolerance is no number from 0"),
     ],
 )
