@@ -114,6 +114,7 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     try:
         with run:
             try:
+                mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
                 _run(name, parameters.typed(name, texts), body, inputs, run)
             except Exception as error:
                 mlflow.set_tags({"ssd.error": _first_line(error), "mlflow.note.content": f"**Failed:** {error}"})
@@ -132,7 +133,7 @@ def _run(
     name: str, args: argparse.Namespace, body: Callable[[Step], None], inputs: Mapping[str, str | Callable], run: Run
 ) -> None:
     _end_orphans(name)
-    mlflow.set_tags({"step": name, "preset": args.preset, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
+    mlflow.set_tag("preset", args.preset)
     if "mlflow.project.entryPoint" not in run.data.tags:
         mlflow.log_params(vars(args))
     given = vars(args).copy()

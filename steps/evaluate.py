@@ -29,6 +29,9 @@ def evaluate(step: tracking.Step) -> None:
         from ssd import sampling
 
         problems, drawn = records.read(step.path("problems"), Problem), sampling.load(step.path("samples"))
+        made_with = {name: drawn.manifest[name] for name in ("n", "seed")} | dataclasses.asdict(drawn.decoding)
+        given = {name: value for name, value in vars(args).items() if value != made_with.get(name, value)}
+        mlflow.log_params({f"input.{name}": str(made_with[name]) for name in given})
         evaluation.log(step, tracking.tag_of(args.samples, "arm", args.arm), problems, drawn)
     elif args.model.startswith("runs:/") and "/" not in args.model.removeprefix("runs:/"):
         _by_step(step)

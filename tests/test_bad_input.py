@@ -53,7 +53,7 @@ def refusal(run_step, capsys, name: str, parameters: dict) -> str:
     for run in mlflow.search_runs(output_format="list"):
         if run.info.run_id not in before:
             assert run.info.status == "FAILED"
-            assert run.data.tags["ssd.error"]
+            assert run.data.tags["ssd.error"] and run.data.tags["step"] == name
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]

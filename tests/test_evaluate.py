@@ -78,9 +78,13 @@ def test_every_checkpoint_of_a_training_is_measured_and_the_model_before_it(run_
 
 def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step, lab_model, problems):
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40}
-    first = run_step("evaluate", arm="base", n=2, **common)
+    first = run_step("evaluate", arm="base", n=2, temperature=0.9, temperature_last=1, **common)
     monkeypatch.setattr("ssd.engines.open_engine", None)
     again = run_step("evaluate", samples=f"runs:/{first.info.run_id}/samples")
+    made_with = tracking.step_run(again).params  # not what MLproject's defaults say
+    assert {name: made_with[name] for name in ("n", "temperature", "temperature_last", "max_tokens", "top_k")} == {
+        "n": "2", "temperature": "0.9", "temperature_last": "True", "max_tokens": "40", "top_k": "20"
+    }  # fmt: skip
     assert again.info.run_id != first.info.run_id and again.data.tags["arm"] == "base"
     for name in ("ssd.conditions", "ssd.base_model"):
         assert again.data.tags[name] == first.data.tags[name]

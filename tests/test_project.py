@@ -18,7 +18,7 @@ from ssd import records
 from ssd.records import Grade, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_TRAIN = 512
+NUM_TRAIN = 320
 TINY = {  # the lab in seconds: its numbers mean nothing
     "presets/tiny.yaml": f"""
 lab: {{num_steps: 5}}

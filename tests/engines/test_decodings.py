@@ -123,7 +123,7 @@ def test_samples_of_a_problem_differ_and_another_seed_gives_others(lab_model, re
 
 
 DRAWN = [  # each with the number of draws
-    (Decoding(temperature=1.1, top_k=8, top_p=0.9, max_tokens=1), 20_000),
+    (Decoding(temperature=1.1, top_k=8, top_p=0.9, max_tokens=1), 10_000),
     (Decoding(temperature=1.5, min_p=0.02, repetition_penalty=1.3, max_tokens=1), 2_000),
     (Decoding(temperature=5.0, top_p=0.8, temperature_last=True, max_tokens=1), 2_000),
     (Decoding(temperature=3.0, top_k=20, min_p=0.2, max_tokens=1), 2_000),  # vLLM itself takes no temperature above 2
@@ -143,7 +143,7 @@ def test_what_transformers_samples_is_the_defined_distribution(
 
 
 def test_draws_at_a_slightly_other_temperature_are_told_apart(lab_model, requests_to, is_drawn_as_defined):
-    """So that the check of 20,000 draws says something: T = 1.2 is not T = 1.1."""
+    """So that the check of 10,000 draws says something: T = 1.2 is not T = 1.1."""
     right, wrong = (requests_to(lab_model, Decoding(temperature=t, max_tokens=1), 1, 1) for t in (1.1, 1.2))
     weights = models.load_weights(lab_model, torch.float32)
     logits = weights(torch.tensor([right[0].prompt_token_ids])).logits[:, -1].detach()
@@ -151,7 +151,7 @@ def test_draws_at_a_slightly_other_temperature_are_told_apart(lab_model, request
 
     def draws(decoding: Decoding) -> list[int]:
         probs_1V = next_token_probs(logits, decoding, NONE_GENERATED)
-        return probs_1V.multinomial(20_000, replacement=True, generator=generator)[0].tolist()
+        return probs_1V.multinomial(10_000, replacement=True, generator=generator)[0].tolist()
 
     assert is_drawn_as_defined(lab_model, right, draws(right[0].decoding))
     assert not is_drawn_as_defined(lab_model, right, draws(wrong[0].decoding))
