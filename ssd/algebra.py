@@ -58,6 +58,7 @@ def parsed(latex: str, is_complex: bool):
     """sympy expression of `latex`, nothing in it evaluated; None where it has none or no value."""
     import sympy
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from latex2sympy2_extended.math_normalization import normalize_latex
 
     if len(latex) > MAX_EXPRESSION_CHARS or _MISREAD.search(latex):
@@ -67,7 +68,11 @@ def parsed(latex: str, is_complex: bool):
     try:
         degrees = TRIGONOMETRIC.search(latex) is not None
         expression = latex2sympy(
-            normalize_latex(latex, form), is_real=not is_complex, convert_degrees=degrees, normalization_config=None
+            normalize_latex(latex, form),
+            is_real=not is_complex,
+            convert_degrees=degrees,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),
         )
         return None if expression in (sympy.zoo, sympy.nan) else expression
     except Exception:  # antlr's errors have no common class but this one

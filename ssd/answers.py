@@ -14,7 +14,6 @@ from typing import NamedTuple
 from ssd.quantities import equal_numbers, number_of, quantity_of
 from ssd.structure import (
     EQUATION,
-    INEQUALITY,
     RELATION,
     Parts,
     as_interval,
@@ -62,20 +61,32 @@ def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: fl
     gold, cleaned = clean(_labelled(gold)), clean(answer)
     if not gold or not cleaned:
         return False
-    if notation == "interval" and INEQUALITY.search(cleaned) and not INEQUALITY.search(gold):
+    if notation == "interval" and _UNEQUAL.search(cleaned) and not _UNEQUAL.search(gold):
         return False
-    if _equal(gold, cleaned, how) or (notation == "any letters" and _equal(gold, _relettered(cleaned, gold), how)):
+
+    def is_same(cleaned: str) -> bool:
+        return _equal(gold, cleaned, how) or (notation == "any letters" and _equal(*_as_named(gold, cleaned), how))
+
+    if is_same(cleaned):
         return True
     if not is_sentence(answer):
         return False
-    return _equal(gold, clean(_labelled(answer)), how) or same_expression(gold, one_writing(answer), how.tolerance)
+    return is_same(clean(_labelled(answer))) or same_expression(gold, one_writing(answer), how.tolerance)
 
 
-def _relettered(answer: str, gold: str) -> str:
-    """`answer` with the variables of `gold` for its own, in order, where they are as many: lone letters but e and i."""
+def _as_named(gold: str, answer: str) -> tuple[str, str]:
+    """Both, the variables of `answer` in the order in which they first stand named as those of `gold`.
+
+    A name that only one of them gives its value is left out. Answers with another number of variables, and those
+    beside words, a number or a lone letter, are as they were: letters are no variables there.
+    """
+    (gold_name, gold_value), (answer_name, answer_value) = named(gold), named(answer)
+    if bool(gold_name) != bool(answer_name):
+        gold, answer = gold_value, answer_value
     ours, theirs = (dict.fromkeys(m[1] for m in _VARIABLE.finditer(text) if m[1]) for text in (gold, answer))
-    renamed = dict(zip(theirs, ours)) if len(theirs) == len(ours) else {}
-    return _VARIABLE.sub(lambda match: renamed.get(match[1], match[0]), answer)
+    is_text = _WORD.search(words_of(gold)) or _WITHOUT_TOLERANCE.search(gold) or len(plain(gold).strip("()")) == 1
+    new = dict(zip(theirs, ours)) if len(ours) == len(theirs) and not is_text else {}
+    return gold, _VARIABLE.sub(lambda match: f" {new[match[1]]} " if match[1] in new else match[0], answer)
 
 
 def _labelled(text: str) -> str:
@@ -124,7 +135,13 @@ def is_sentence(text: str) -> bool:
 
 _WITHOUT_TOLERANCE = re.compile(r"\d *(?::|_)")
 _TEXT = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s?\{[^{}]*\}")
-_VARIABLE = re.compile(rf"{_TEXT.pattern}|\\[a-zA-Z]+|(?<![a-zA-Z])([a-df-hj-zA-Z])(?![a-zA-Z])")
+_UNEQUAL = re.compile(r"[<>]|\\[lgn]eq(?![a-zA-Z])")
+# Letters but e and i, and Greek ones but pi; none of a command, a word in \text, a number set or a degree's scale.
+_VARIABLE = re.compile(
+    r"\\(?:text|math[a-z]+|begin|end) ?(?:\{[^{}]*\}|[a-zA-Z])|\\circ ?[CF]|([a-df-hj-zA-Z]|\\(?:(?:var)?(?:"
+    r"alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega)"
+    r"|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)(?![a-zA-Z]))|\\[a-zA-Z]+"
+)
 _WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}")
 _THREE_WORDS = re.compile(r"(?<![\\a-zA-Z{'])[a-zA-Z][a-zA-Z']+(?: [a-zA-Z][a-zA-Z']+){2}")
 _LABEL = re.compile(r"(?:(?i:answer)(?: ?is)?[ :=}]+|#### )(?:\$([^$]+)\$|(.*))")
@@ -142,6 +159,10 @@ def _equal(gold: str, answer: str, how: _How) -> bool:
         return letter[1].upper() == (choice[1] or choice[2]).upper()
     answer = _CHOICE_BEFORE_VALUE.sub("", answer)
     gold_parts, answer_parts = parts_of(gold), parts_of(answer)
+    if not gold_parts and _DECIMAL_COMMA.fullmatch(answer):
+        answer, answer_parts = answer.replace(",", "."), None
+    if not answer_parts and _SURE_DECIMAL_COMMA.fullmatch(gold):
+        gold, gold_parts = gold.replace(",", "."), None
     if not gold_parts or not answer_parts or len(gold_parts.elements) != len(answer_parts.elements):
         gold, gold_parts = read_as_one(gold, gold_parts)
         answer, answer_parts = read_as_one(answer, answer_parts)
@@ -167,6 +188,8 @@ def _equal(gold: str, answer: str, how: _How) -> bool:
 
 
 _SET_OF_ALL = re.compile(r"^\\\{ ?[a-zA-Z](?: ?\\in ?\\mathbb\{R\})? ?(?:[|:]|\\mid(?![a-zA-Z])) ?([^{}]*)\\\}$")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_SURE_DECIMAL_COMMA = re.compile(r"[+-]?0,\d{2,}")  # 1,2 may be a list
 # A choice is a letter alone, in brackets, or before its text: (B), B., \text{(B) } 12.
 _LETTER = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 _CHOICE = re.compile(r"\(([A-Ja-j])\)|([A-Ja-j])(?:[).:]|$)")
@@ -180,7 +203,7 @@ def _equal_values(gold: str, answer: str, how: _How) -> bool:
         return False
     if one.percent != other.percent:
         hundredth = [rf"\frac{{{side.value}}}{{100}}" if side.percent else side.value for side in (one, other)]
-        how_of_hundredth = how._replace(tolerance=how.tolerance / 100)
+        how_of_hundredth = how._replace(tolerance=how.tolerance / (100 if one.percent else 1))
         return _equal(one.value, other.value, how) or _equal(*hundredth, how_of_hundredth)
     if (one.value, other.value) != (gold, answer):
         return _equal(one.value, other.value, how)

@@ -26,12 +26,16 @@ _MEASURES = {name: measure for measure, names in {
     "square": "sq", "cube": "cubic cu", "per": "",
 }.items() for name in (measure, *names.split())}
 # fmt: on
-_NO_UNIT = re.compile(r"\b(?:or|and|to|not|no|if|for|when|than|least|most|more|less|over|under|base|only|except)\b")
+_NO_UNIT = re.compile(
+    r"\b(?:or|and|to|not|no|if|for|when|than|least|most|more|less|over|under|base|only|except|is|below|above|mod"
+    r"|dozen|squared|cubed|factorial|hal(?:f|ves)|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?)\b"
+)
+_PRODUCTS = ("am", "pm", "in", "mi")  # behind a number rather two letters than a unit
 _UNIT_IN_TEXT = re.compile(r"\^?\{?\\text\{([^{}]*)(?:\} ?/ ?\\text\{([^{}]*))?\}\}?(?:\^[23])?$")
 _UNIT_IN_WORDS = re.compile(r"(?<=[\d)} ])([a-zA-Z]{2,}(?: [a-zA-Z]{2,}){0,3})(?:/([a-zA-Z]+))?(?:\^[23])?$")
 _BASE = re.compile(r"(-?\d+)_(?:\{?(-?\d{1,2})\}?|\{?\\text\{ ?([a-z]+) ?\}\}?)")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
-_DEGREES = re.compile(r" ?\^\\circ ?(?:([CF])|\\text\{ ?([CF]) ?\})?$")
+_DEGREES = re.compile(r"(?: ?\^\\circ)+ ?(?:([CF])|\\text\{ ?([CF]) ?\})?$")
 
 
 def quantity_of(text: str) -> Quantity:
@@ -58,12 +62,22 @@ def _without_last_unit(text: str) -> tuple[str, list[str]]:
         return text, []
     value, words = text[: match.start()].strip(), " per ".join(filter(None, match.groups())).lower()
     words = words.replace(".", "").replace("/", " per ")
+    if "\\text" not in match[0] and not _stands_apart(text, match):
+        return text, []
     known = [_measure(word) for word in re.findall(r"[a-z]+", words) if _measure(word)]
     power = [{"2": "square", "3": "cube"}[digit] for digit in re.findall(r"\^\{?([23])", match[0])]
     is_numeric = re.search(r"\d|\\pi", value) and not LETTERS.search(re.sub(r"\\[a-zA-Z]+", "", value))
     if _NO_UNIT.search(words) or not value or not (is_numeric or (known and "\\text" in match[0])):
         return text, []
     return value, known + power
+
+
+def _stands_apart(text: str, words: re.Match) -> bool:
+    """Whether letters after a value are words, and not a product: 12 ways and 5cm, but 2xy, 2 ab."""
+    word = words[1].split(" ")[0]
+    if text[words.start() - 1] == " " and len(word) > 2:
+        return True
+    return bool(_measure(word.lower())) and word not in _PRODUCTS
 
 
 def _measure(word: str) -> str:
@@ -128,4 +142,4 @@ def equal_numbers(one: Number, other: Number, tolerance: float) -> bool:
         return True
     if one.is_exact and other.is_exact:
         return False
-    return difference <= 1e-6 and difference <= 1e-4 * max(abs(one.value), abs(other.value))
+    return difference <= Fraction(1, 10**6) and difference * 10**4 <= max(abs(one.value), abs(other.value))

@@ -250,10 +250,12 @@ def _to_problem(source: Source, fields: Fields) -> Problem:
 
 def _tolerance(value: Any) -> float | None:
     """0 where there is none, None where what there is is no finite number from 0."""
+    if value is None or value == "" or _is_nan(value):
+        return 0.0
     if isinstance(value, bool):
         return None
     try:
-        number = float(value or 0)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if 0 <= number < math.inf else None

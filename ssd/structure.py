@@ -121,12 +121,12 @@ def named(text: str) -> tuple[str, str]:
     A name holds no sum, number or relation: x, f(2), S_{10}, |AB|, \frac{NO}{BO}, (p, q, r). A sum of numbers before
     its value (2 + 3 = 5) counts as one, and an approximation after the exact value does not count.
     """
-    if not RELATION.search(text):
-        return "", text
+    if not RELATION.search(text) or any(RELATION.search(element) for element in _elements(text)[1:]):
+        return "", text  # x = 3 or x = 7 names no single value
     sides = _split(text, ("=", "\\in", "\\approx"))
     if len(sides) < 2 or any(re.search(r"[<>]|\\[lgn]eq", side) for side in sides):
         return "", text
-    exact = _split(_split(text, ("\\approx",))[0], ("=", "\\in"))
+    exact = _split(_split(text, ("\\approx",))[0], ("=", "\\in")) or sides
     value = exact[-1] if len(exact) > 1 or not _is_name(exact[0]) else sides[-1]
     is_sum = not LETTERS.search(re.sub(r"\\[a-zA-Z]+", "", sides[0] + value))
     return (sides[0], value) if _is_name(sides[0]) or is_sum else ("", text)
@@ -155,9 +155,7 @@ def as_interval(text: str) -> tuple[str, str]:
 
 
 def read_as_one(text: str, parts: Parts | None) -> tuple[str, Parts | None]:
-    """A list beside a single value, where it can be read as one: 3,14 as 3.14, `x < 1 or x > 3` as a union."""
-    if parts and re.fullmatch(r"[+-]?\d+,\d+", text):
-        return text.replace(",", "."), None
+    """A list beside a single value, where it can be read as one: `x < 1 or x > 3` as a union, `\\{5\\}` as 5."""
     if parts and parts.opening == "\\{" and len(parts.elements) == 1:
         return parts.elements[0], parts_of(parts.elements[0])
     if parts and not parts.opening:

@@ -106,7 +106,7 @@ class _Evaluation:
             if self._next() == "_":
                 self.tokens.pop()
                 token += "_" + "".join(self._subscript())
-            return _at(token.lower())
+            return _at(token)
         raise ValueError(token)
 
     def _subscript(self) -> list[str]:

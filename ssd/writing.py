@@ -13,18 +13,19 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*[^\s{}$\\]|\\?(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN_ADJACENT = re.compile(
     r"(?:[\s,;$]|\\[()\[\]]|\\q?quad(?![a-zA-Z])|\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))*"
+    r"(?:(?<![a-zA-Z\\])[a-zA-Z](?:_\{?\w{1,2}\}?|\([a-zA-Z]\))?\s*=\s*)?"
 )
 
 
 def last_box(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` with balanced braces, or None.
 
-    Boxes with nothing but commas, 'and', 'or', space or math delimiters between them are one answer of several parts,
-    joined by ', '; a box that is only repeated counts once. Boxes with anything else between them are not joined.
+    Boxes with nothing but commas, 'and', 'or', space, math delimiters and a name with `=` between them are one answer
+    of several parts, joined by ', '; a box that is only repeated counts once. With anything else between they are not.
 
     >>> last_box(r"so \boxed{114}? wait, \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
-    >>> last_box(r"$\boxed{3}$ and $\boxed{4}$")
+    >>> last_box(r"$x = \boxed{3}$ and $y = \boxed{4}$")
     '3, 4'
     """
     boxes = _boxes(text)
@@ -111,9 +112,12 @@ _REPLACEMENTS = [
         (r"(?<=\d) ?(?:\\text\{ ?)?thousand(?![a-zA-Z])( ?\})?", r"\\cdot 10^3 "),
         (r"(?<=\d) ?(?:\\text\{ ?)?million(?![a-zA-Z])( ?\})?", r"\\cdot 10^6 "),
         (r"(?<=\d) ?(?:\\text\{ ?)?billion(?![a-zA-Z])( ?\})?", r"\\cdot 10^9 "),
+        (r"(?<=\d) ?(?:\\text\{ ?)?trillion(?![a-zA-Z])( ?\})?", r"\\cdot 10^{12} "),
+        (r"(?<=\d) ?(?:\\text\{ ?)?hundred(?![a-zA-Z])( ?\})?", r"\\cdot 10^2 "),
+        (r"\\mathbb ?([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
         (r"\\(?:times|ast)(?![a-zA-Z])|\*", r"\\cdot "),
-        (r"\\leq?(?:slant)?(?![a-zA-Z])|<=", r"\\leq "),
-        (r"\\geq?(?:slant)?(?![a-zA-Z])|>=", r"\\geq "),
+        (r"\\leq?(?:slant|q)?(?![a-zA-Z])|<=", r"\\leq "),
+        (r"\\geq?(?:slant|q)?(?![a-zA-Z])|>=", r"\\geq "),
         (r"\\neq?(?![a-zA-Z])|!=", r"\\neq "),
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
@@ -136,7 +140,17 @@ _SYMBOLS = str.maketrans(
         **dict.fromkeys("−–—‐‑﹣－", "-"),
         **dict.fromkeys("⋅·∙×✕", r"\cdot "),
         **{"÷": "/", "∕": "/", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm "},
-        **{"≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "},
+        **{
+            "≤": r"\leq ",
+            "≦": r"\leq ",
+            "≥": r"\geq ",
+            "≧": r"\geq ",
+            "≠": r"\neq ",
+            "∪": r"\cup ",
+            "∩": r"\cap ",
+            "∈": r"\in ",
+            "∅": r"\emptyset ",
+        },
         **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "…": r"\dots "},
     }
 )

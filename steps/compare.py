@@ -101,7 +101,11 @@ def _of_runs(step: tracking.Step) -> Measured:
     ids, correct = [], {}
     for arm, run in runs.items():
         grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
-        ids, correct[arm] = grading.correct(grades)
+        arm_ids, correct[arm] = grading.correct(grades)
+        if arm_ids != (ids := ids or arm_ids):
+            raise ValueError(
+                f"arm {arm} (run {run.info.run_id}) was graded on other problems than the arms before; evaluate again"
+            )
     return Measured(
         {arm: _arm(run) for arm, run in runs.items()},
         correct,

@@ -29,10 +29,17 @@ def evaluate(step: tracking.Step) -> None:
         from ssd import sampling
 
         problems, drawn = records.read(step.path("problems"), Problem), sampling.load(step.path("samples"))
-        made_with = {name: drawn.manifest[name] for name in ("n", "seed")} | dataclasses.asdict(drawn.decoding)
+        missing = {row.problem_id for row in problems} - {sample.problem_id for sample in drawn.samples}
+        if missing:
+            raise ValueError(
+                f"samples={args.samples} has none of {len(missing):,} of the {len(problems):,} problems in "
+                f"{args.problems}, as of {min(missing)}; give the problems that they were drawn for"
+            )
+        made_with = {name: drawn.manifest[name] for name in ("n", "seed", "engine")}
+        made_with |= dataclasses.asdict(drawn.decoding) | {"arm": tracking.tag_of(args.samples, "arm", args.arm)}
         given = {name: value for name, value in vars(args).items() if value != made_with.get(name, value)}
         mlflow.log_params({f"input.{name}": str(made_with[name]) for name in given})
-        evaluation.log(step, tracking.tag_of(args.samples, "arm", args.arm), problems, drawn)
+        evaluation.log(step, made_with["arm"], problems, drawn)
     elif args.model.startswith("runs:/") and "/" not in args.model.removeprefix("runs:/"):
         _by_step(step)
     elif args.decodings == "none":

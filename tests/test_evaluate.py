@@ -76,7 +76,9 @@ def test_every_checkpoint_of_a_training_is_measured_and_the_model_before_it(run_
     assert measured == [models.digest(str(folder)) for folder in (lab_model, lab_model, tmp_path)]
 
 
-def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step, lab_model, problems):
+def test_stored_samples_are_graded_again_without_an_engine(
+    monkeypatch, run_step, capsys, tmp_path, lab_model, problems
+):
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40}
     first = run_step("evaluate", arm="base", n=2, temperature=0.9, temperature_last=1, **common)
     monkeypatch.setattr("ssd.engines.open_engine", None)
@@ -88,11 +90,16 @@ def test_stored_samples_are_graded_again_without_an_engine(monkeypatch, run_step
     assert again.info.run_id != first.info.run_id and again.data.tags["arm"] == "base"
     for name in ("ssd.conditions", "ssd.base_model"):
         assert again.data.tags[name] == first.data.tags[name]
+    assert made_with["engine"] == "transformers" and made_with["arm"] == "base"
     drawn = {name for name in first.data.metrics if not name.startswith("system/")} - {
         "tokens_per_second",
         "tail_share",
     }
     assert {name: again.data.metrics[name] for name in drawn} == {name: first.data.metrics[name] for name in drawn}
+    records.write(tmp_path / "more.parquet", Problem, world.problems(42, 5))
+    with pytest.raises(SystemExit):
+        run_step("evaluate", samples=f"runs:/{first.info.run_id}/samples", problems=tmp_path / "more.parquet")
+    assert "has none of 2 of the 42 problems" in capsys.readouterr().err
 
 
 def test_a_run_that_a_kill_left_running_is_ended_by_the_next_of_its_step(run_step, tmp_path):
@@ -179,6 +186,12 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
     with pytest.raises(SystemExit):
         run_step("compare", arms=f"base=runs:/{base.info.run_id},mine=runs:/{unplanned.info.run_id}")
     assert "no claim of docs/plan.md is about base and mine" in capsys.readouterr().err
+    rows = records.read(tracking.local_path(f"runs:/{other.info.run_id}/grades.parquet"), Grade)
+    records.write(tmp_path / "grades.parquet", Grade, rows[1:])
+    mlflow.MlflowClient().log_artifact(other.info.run_id, str(tmp_path / "grades.parquet"))
+    with pytest.raises(SystemExit):
+        run_step("compare", arms=arms)
+    assert "was graded on other problems than the arms before" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_elsewhere_and_at_another_price_but_a_replay_is_of_its_own_recordings():
