@@ -19,10 +19,11 @@ def same_expression(gold: str, answer: str, tolerance: float = 0.0) -> bool:
     from math_verify.grader import should_treat_as_complex
 
     is_complex = should_treat_as_complex(gold) or should_treat_as_complex(answer)
-    one = parsed(gold, is_complex)
+    is_sentence = answers.is_sentence(answer)
+    one = parsed(gold, is_complex, lowercase=is_sentence)  # as math-verify parses what it finds in a sentence
     if one is None:
         return False
-    if answers.is_sentence(answer):
+    if is_sentence:
         found = math_verify.parse(answer, parsing_timeout=None, fallback_mode="no_fallback")
         other = found[0] if found else None
     else:
@@ -54,7 +55,7 @@ _MISREAD = re.compile(r"\\(?:gcd|lcm)|'|(?<![\^\d])\d+_|\\[dt]?binom\{[^{}]*(?:\
 
 
 @functools.lru_cache(maxsize=4096)
-def parsed(latex: str, is_complex: bool):
+def parsed(latex: str, is_complex: bool, lowercase: bool = False):
     """sympy expression of `latex`, nothing in it evaluated; None where it has none or no value."""
     import sympy
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
@@ -72,7 +73,7 @@ def parsed(latex: str, is_complex: bool):
             is_real=not is_complex,
             convert_degrees=degrees,
             normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=False),
+            conversion_config=ConversionConfig(lowercase_symbols=lowercase),
         )
         return None if expression in (sympy.zoo, sympy.nan) else expression
     except Exception:  # antlr's errors have no common class but this one

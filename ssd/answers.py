@@ -64,10 +64,16 @@ def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: fl
     if notation == "interval" and _UNEQUAL.search(cleaned) and not _UNEQUAL.search(gold):
         return False
 
-    def is_same(cleaned: str) -> bool:
-        return _equal(gold, cleaned, how) or (notation == "any letters" and _equal(*_as_named(gold, cleaned), how))
+    def is_same(text: str) -> bool:
+        return _equal(gold, text, how) or (notation == "any letters" and _equal(*_as_named(gold, text), how))
 
     if is_same(cleaned):
+        return True
+    if (
+        not _CONDITION.search(gold)
+        and (condition := _CONDITION.search(cleaned))
+        and is_same(cleaned[: condition.start()])
+    ):
         return True
     if not is_sentence(answer):
         return False
@@ -77,15 +83,16 @@ def equal(gold: str, answer: str, same_expression: SameExpression, tolerance: fl
 def _as_named(gold: str, answer: str) -> tuple[str, str]:
     """Both, the variables of `answer` in the order in which they first stand named as those of `gold`.
 
-    A name that only one of them gives its value is left out. Answers with another number of variables, and those
-    beside words, a number or a lone letter, are as they were: letters are no variables there.
+    A name that only one of them gives its value is left out. An answer with the same variables or another number of
+    them, or beside a word, a number in a base or a lone letter, where letters are no variables, stays as it is.
     """
     (gold_name, gold_value), (answer_name, answer_value) = named(gold), named(answer)
     if bool(gold_name) != bool(answer_name):
         gold, answer = gold_value, answer_value
     ours, theirs = (dict.fromkeys(m[1] for m in _VARIABLE.finditer(text) if m[1]) for text in (gold, answer))
     is_text = _WORD.search(words_of(gold)) or _WITHOUT_TOLERANCE.search(gold) or len(plain(gold).strip("()")) == 1
-    new = dict(zip(theirs, ours)) if len(ours) == len(theirs) and not is_text else {}
+    is_renamed = len(ours) == len(theirs) and ours.keys() != theirs.keys() and not is_text
+    new = dict(zip(theirs, ours)) if is_renamed else {}
     return gold, _VARIABLE.sub(lambda match: f" {new[match[1]]} " if match[1] in new else match[0], answer)
 
 
@@ -135,6 +142,11 @@ def is_sentence(text: str) -> bool:
 
 _WITHOUT_TOLERANCE = re.compile(r"\d *(?::|_)")
 _TEXT = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s?\{[^{}]*\}")
+# Behind an answer: for all x, where k is an integer, k in Z.
+_CONDITION = re.compile(
+    r",? ?(?:\\text\{ ?,? ?)?(?<![a-zA-Z])(?:for (?:all|any|every|each|some)|where)(?![a-zA-Z])"
+    r"|,? ?[a-zA-Z] ?\\in ?\\mathbb\{[A-Z]\}$"
+)
 _UNEQUAL = re.compile(r"[<>]|\\[lgn]eq(?![a-zA-Z])")
 # Letters but e and i, and Greek ones but pi; none of a command, a word in \text, a number set or a degree's scale.
 _VARIABLE = re.compile(
@@ -166,11 +178,14 @@ def _equal(gold: str, answer: str, how: _How) -> bool:
     if not gold_parts or not answer_parts or len(gold_parts.elements) != len(answer_parts.elements):
         gold, gold_parts = read_as_one(gold, gold_parts)
         answer, answer_parts = read_as_one(answer, answer_parts)
+    is_list = answer_parts is not None and not answer_parts.opening and len(answer_parts.elements) > 1
+    if is_list and not gold_parts and all(_equal(gold, element, how) for element in answer_parts.elements):
+        return True  # 3/4 or 0.75
     if gold_parts and answer_parts:
         return _equal_parts(gold_parts, answer_parts, how)
     (gold_name, gold_value), (answer_name, answer_value) = named(gold), named(answer)
     if gold_name and answer_name:
-        if without_spaces(gold_name) == without_spaces(answer_name):
+        if without_spaces(gold_name).lower() == without_spaces(answer_name).lower():
             return _equal(gold_value, answer_value, how)
         return how.same_expression(gold, answer, how.tolerance)
     if gold_name and not RELATION.search(answer):
@@ -187,7 +202,9 @@ def _equal(gold: str, answer: str, how: _How) -> bool:
     return _equal_values(gold, answer, how)
 
 
-_SET_OF_ALL = re.compile(r"^\\\{ ?[a-zA-Z](?: ?\\in ?\\mathbb\{R\})? ?(?:[|:]|\\mid(?![a-zA-Z])) ?([^{}]*)\\\}$")
+_SET_OF_ALL = re.compile(
+    r"^\\\{ ?[a-zA-Z](?: ?\\in ?\\mathbb\{R\})? ?(?:[|:]|\\mid(?![a-zA-Z])) ?((?:[^{}\\]|\\(?![{}])|\{[^{}]*\})*)\\\}$"
+)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _SURE_DECIMAL_COMMA = re.compile(r"[+-]?0,\d{2,}")  # 1,2 may be a list
 # A choice is a letter alone, in brackets, or before its text: (B), B., \text{(B) } 12.

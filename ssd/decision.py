@@ -171,9 +171,11 @@ def _check_selection(chosen_on: Mapping[str, str], evaluated_on: str, plan: Plan
 
 def _check_differences(differences: Mapping[tuple[str, str], Difference], plan: Plan) -> None:
     planned = {(claim.arm, claim.against) for claim in plan.claims}
-    for pair in differences:
+    for pair, difference in differences.items():
         if pair not in planned:
             raise ValueError(f"{pair} is not a claim of the plan of {plan.date}; its pairs are {sorted(planned)}")
+        if difference.test == "score" or abs(difference.value) > 1:
+            raise ValueError(f"the difference of {pair} is not one of compare.paired, as a proportion: {difference}")
     sizes = {pair: difference.n for pair, difference in differences.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the differences come from different numbers of problems ({sizes}); evaluate all arms alike")
@@ -207,14 +209,12 @@ def _n_to_decide(difference: Difference, family_size: int, plan: Plan) -> int | 
     if math.isnan(half):
         return None
     variance = difference.n * (half / normal_quantile(1 - plan.alpha)) ** 2
-    to_differ = abs(difference.value)
-    to_be_equal = plan.margin_points / 100 - abs(difference.value)
-    # Holm's hardest step is alpha over the size of the family.
-    sizes = [
-        power.sample_size_paired(variance, 0.0, 0.0, distance, alpha=alpha, power=plan.power)
-        for distance, alpha in ((to_differ, plan.alpha / family_size), (to_be_equal, plan.alpha))
-        if distance > 0
-    ]
+    value, margin, sizes = abs(difference.value), plan.margin_points / 100, []
+    if value > 0:  # Holm's hardest step is alpha over the size of the family
+        hardest = plan.alpha / family_size
+        sizes.append(power.sample_size_paired(variance, 0.0, 0.0, value, alpha=hardest, power=plan.power))
+    if value < margin:
+        sizes.append(power.sample_size_equivalent(variance, value, margin, plan.alpha, plan.power))
     return max(min(sizes), difference.n + 1)
 
 

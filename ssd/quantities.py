@@ -27,10 +27,10 @@ _MEASURES = {name: measure for measure, names in {
 }.items() for name in (measure, *names.split())}
 # fmt: on
 _NO_UNIT = re.compile(
-    r"\b(?:or|and|to|not|no|if|for|when|than|least|most|more|less|over|under|base|only|except|is|below|above|mod"
-    r"|dozen|squared|cubed|factorial|hal(?:f|ves)|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?)\b"
+    r"\b(?:or|and|to|not|no|if|for|when|than|least|most|more|less|over|under|base|only|except|below|above|mod"
+    r"|squared|cubed|factorial|hal(?:f|ves)|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?)\b"
 )
-_PRODUCTS = ("am", "pm", "in", "mi")  # behind a number rather two letters than a unit
+_PRODUCTS = ("am", "pm", "in", "mi")  # glued to a number rather two letters than a unit
 _UNIT_IN_TEXT = re.compile(r"\^?\{?\\text\{([^{}]*)(?:\} ?/ ?\\text\{([^{}]*))?\}\}?(?:\^[23])?$")
 _UNIT_IN_WORDS = re.compile(r"(?<=[\d)} ])([a-zA-Z]{2,}(?: [a-zA-Z]{2,}){0,3})(?:/([a-zA-Z]+))?(?:\^[23])?$")
 _BASE = re.compile(r"(-?\d+)_(?:\{?(-?\d{1,2})\}?|\{?\\text\{ ?([a-z]+) ?\}\}?)")
@@ -75,9 +75,10 @@ def _without_last_unit(text: str) -> tuple[str, list[str]]:
 def _stands_apart(text: str, words: re.Match) -> bool:
     """Whether letters after a value are words, and not a product: 12 ways and 5cm, but 2xy, 2 ab."""
     word = words[1].split(" ")[0]
-    if text[words.start() - 1] == " " and len(word) > 2:
+    is_glued = text[words.start() - 1] != " "
+    if len(word) > (3 if is_glued else 2):
         return True
-    return bool(_measure(word.lower())) and word not in _PRODUCTS
+    return bool(_measure(word.lower())) and not (is_glued and word in _PRODUCTS)
 
 
 def _measure(word: str) -> str:

@@ -172,7 +172,8 @@ def _is_name(text: str) -> bool:
 def words_of(text: str) -> str:
     """The words of an answer that is nothing but words, in lower case; '' for any other."""
     text = plain(text).lower()
-    return " ".join(re.findall("[a-z]+", text)) if re.fullmatch(r"[a-z][a-z ,.()-]*", text) else ""
+    is_words = re.fullmatch(r"[a-z][a-z ,.()-]*", text) and re.search("[a-z]{2}", text)  # p - q is none
+    return " ".join(re.findall("[a-z]+", text)) if is_words else ""
 
 
 def plain(text: str) -> str:

@@ -13,28 +13,46 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*[^\s{}$\\]|\\?(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN_ADJACENT = re.compile(
     r"(?:[\s,;$]|\\[()\[\]]|\\q?quad(?![a-zA-Z])|\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))*"
-    r"(?:(?<![a-zA-Z\\])[a-zA-Z](?:_\{?\w{1,2}\}?|\([a-zA-Z]\))?\s*=\s*)?"
 )
+
+
+MAX_NAME = 16  # characters of a name and its `=` before a box
+_NAME = re.compile(r"(?<![a-zA-Z\\])((?:\\[a-z]+|[a-zA-Z]{1,2})(?:_\{?\w{1,2}\}?|\(\w\))?)\s*=\s*$")
 
 
 def last_box(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` with balanced braces, or None.
 
-    Boxes with nothing but commas, 'and', 'or', space, math delimiters and a name with `=` between them are one answer
-    of several parts, joined by ', '; a box that is only repeated counts once. With anything else between they are not.
+    Boxes with nothing but commas, 'and', 'or', space or math delimiters between them are one answer of several parts,
+    joined by ', ', also where a name stands before each; a box that is only repeated counts once. Boxes with anything
+    else between them are not joined.
 
     >>> last_box(r"so \boxed{114}? wait, \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
     >>> last_box(r"$x = \boxed{3}$ and $y = \boxed{4}$")
-    '3, 4'
+    'x = 3, y = 4'
     """
     boxes = _boxes(text)
     if not boxes:
         return None
     group = [boxes.pop()]
-    while boxes and _BETWEEN_ADJACENT.fullmatch(text, boxes[-1].end, group[-1].start):
+    while boxes and _are_adjacent(text, boxes[-1], group[-1]):
         group.append(boxes.pop())
-    return _joined(reversed(group))
+    named = [_with_name(text, box) for box in reversed(group)]
+    return _joined(named) if len({box.content for box in named}) > 1 else group[0].content
+
+
+def _are_adjacent(text: str, box: "_Box", later: "_Box") -> bool:
+    name = _NAME.search(text, max(box.end, later.start - MAX_NAME), later.start)
+    if not name:
+        return _BETWEEN_ADJACENT.fullmatch(text, box.end, later.start) is not None
+    between = text[box.end : name.start()]
+    return _BETWEEN_ADJACENT.fullmatch(between) is not None and re.search(r"[,;a]|or", between) is not None
+
+
+def _with_name(text: str, box: "_Box") -> "_Box":
+    name = None if "=" in box.content else _NAME.search(text, max(0, box.start - MAX_NAME), box.start)
+    return box._replace(content=f"{name[1]} = {box.content}") if name else box
 
 
 def all_boxes(text: str) -> str:
@@ -109,11 +127,11 @@ _REPLACEMENTS = [
         (r"\{([^{}]*)\\over(?![a-zA-Z]) ?([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"(?<![\\a-zA-Z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\a-zA-Z])(sqrt|pi|sin|cos|tan|ln|log|infty)(?![a-zA-Z])", r"\\\1 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?thousand(?![a-zA-Z])( ?\})?", r"\\cdot 10^3 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?million(?![a-zA-Z])( ?\})?", r"\\cdot 10^6 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?billion(?![a-zA-Z])( ?\})?", r"\\cdot 10^9 "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?trillion(?![a-zA-Z])( ?\})?", r"\\cdot 10^{12} "),
-        (r"(?<=\d) ?(?:\\text\{ ?)?hundred(?![a-zA-Z])( ?\})?", r"\\cdot 10^2 "),
+        (r"(?<=[\d}]) ?(?:\\text\{ ?)?thousand(?![a-zA-Z])( ?\})?", r"\\cdot 10^3 "),
+        (r"(?<=[\d}]) ?(?:\\text\{ ?)?million(?![a-zA-Z])( ?\})?", r"\\cdot 10^6 "),
+        (r"(?<=[\d}]) ?(?:\\text\{ ?)?billion(?![a-zA-Z])( ?\})?", r"\\cdot 10^9 "),
+        (r"(?<=[\d}]) ?(?:\\text\{ ?)?trillion(?![a-zA-Z])( ?\})?", r"\\cdot 10^{12} "),
+        (r"(?<=[\d}]) ?(?:\\text\{ ?)?hundred(?![a-zA-Z])( ?\})?", r"\\cdot 10^2 "),
         (r"\\mathbb ?([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
         (r"\\(?:times|ast)(?![a-zA-Z])|\*", r"\\cdot "),
         (r"\\leq?(?:slant|q)?(?![a-zA-Z])|<=", r"\\leq "),
@@ -131,6 +149,7 @@ _REPLACEMENTS = [
         (r"\\?%|(?<![a-zA-Z])(?:per ?cent|percentage|pct)(?![a-zA-Z])", "%"),
         (r"\\text\{ ?% ?\}", "%"),
         (r"([_^]) ?\{ ?([a-df-zA-Z\d]) ?\}", r"\1\2"),  # the parser reads e^{e} but not e^e
+        (r"\^ ?e(?![a-zA-Z])", r"^{e}"),
     )
 ]
 _BRACKET = re.compile(r"[(\[]|\\\{|^\{")
@@ -154,6 +173,7 @@ _SYMBOLS = str.maketrans(
         **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "…": r"\dots "},
     }
 )
+_ROOT = re.compile(r"√ ?\(?((?<=\()[^()]*(?=\))|(?<!\()\d+)\)?")
 _CONTROLS = dict.fromkeys([*range(9), *range(14, 32), 127])
 _SCRIPTS = {
     "^": ("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n"),
@@ -189,6 +209,7 @@ def _ascii(text: str) -> str:
     for command, (scripts, plain) in _SCRIPTS.items():
         to_plain = str.maketrans(scripts, plain)
         text = re.sub(f"[{scripts}]+", lambda m, c=command, t=to_plain: f"{c}{{{m[0].translate(t)}}}", text)
+    text = _ROOT.sub(r"\\sqrt{\1}", text)
     return "".join(map(_ascii_of, text.translate(_SYMBOLS)))
 
 

@@ -10,6 +10,7 @@ Run:    mlflow run . -e compare
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -54,7 +55,12 @@ class Measured(NamedTuple):
 
 
 def compare(step: tracking.Step) -> None:
-    measured = _of_file(step.args.arms) if step.args.arms.endswith(".parquet") else _of_runs(step)
+    is_file = step.args.arms.endswith(".parquet")
+    measured = _of_file(step.args.arms) if is_file else _of_runs(step)
+    if is_file and step.args.chosen_on not in (parameters.defaults("compare")["chosen_on"], measured.chosen_on):
+        raise ValueError(
+            f"chosen_on={step.args.chosen_on}, but arms={step.args.arms} says {measured.chosen_on}; leave it out"
+        )
     arms, correct, conditions = measured.arms, measured.correct, measured.conditions
     pairs = [(claim.arm, claim.against) for claim in decision.PLAN.claims]
     present = [pair for pair in pairs if set(pair) <= arms.keys()]
@@ -97,7 +103,7 @@ def _of_runs(step: tracking.Step) -> Measured:
     _check_comparable(runs, conditions)
     problems_uri = base.data.params.get("input.problems", base.data.params["problems"])
     problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
-    chosen_on = _chosen_on(step.args.chosen_on, problems)
+    chosen_on = _chosen_on(step.args.chosen_on, problems_uri, problems)
     ids, correct = [], {}
     for arm, run in runs.items():
         grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
@@ -176,16 +182,32 @@ def _check_comparable(runs: Mapping[str, Run], conditions: dict) -> None:
             )
 
 
-def _chosen_on(given: str, problems: Mapping[str, Problem]) -> str:
+def _chosen_on(given: str, problems_uri: str, problems: Mapping[str, Problem]) -> str:
     """Name of the set that choices were made on; ValueError where it shares problems with the evaluated one."""
     if given.endswith(".parquet"):
-        seen = {row.problem_id for row in records.read(tracking.local_path(given), Problem)} & problems.keys()
-        if seen:
-            raise ValueError(f"chosen_on={given} shares {len(seen)} problems with the evaluated set; use another")
-        return Path(given).stem
-    if given not in SETS:
+        chosen = records.read(tracking.local_path(given), Problem)
+    elif given in SETS:
+        chosen = _set_of(problems_uri, "val" if given == "quick" else given)  # quick lies within val
+    else:
         raise ValueError(f"chosen_on={given!r} is none of {', '.join(SETS)}; or give the Parquet file of the set")
-    return given
+    seen = {row.problem_id for row in chosen} & problems.keys()
+    if seen:
+        raise ValueError(f"chosen_on={given} shares {len(seen)} problems with the evaluated set; use another")
+    return Path(given).stem
+
+
+def _set_of(problems_uri: str, name: str) -> list[Problem]:
+    """The set `name` beside the evaluated one, or else of the newest run of prepare; without either, none and a tag."""
+    folders = [problems_uri.rpartition("/")[0]]
+    folders += [f"runs:/{run.info.run_id}" for run in tracking.finished_runs("prepare")[:1]]
+    files = [f"{folder}/{name}.parquet" for folder in folders]
+    for file in files:
+        with contextlib.suppress(ValueError):
+            return records.read(tracking.local_path(file), Problem)
+    unchecked = f"chosen_on is taken at its word: there is no {' or '.join(files)}"
+    mlflow.set_tag("ssd.unchecked", unchecked)
+    print(f"{unchecked}; give the Parquet file of that set to have it checked", flush=True)
+    return []
 
 
 def _arm(run: Run) -> Arm:

@@ -59,9 +59,10 @@ def power(step: tracking.Step) -> None:
     mlflow.log_metrics({"detectable_effect_ci_low": low, "detectable_effect_ci_high": high})
     mlflow.log_metrics({"detectable_effect": detectable, "needed_problems": needed[1], "num_problems": n})
     mlflow.log_figure(report.detectable(n, budget, variances, args.delta, plan), "figures/power.png")
+    omega2_low, *within_high = _planned(parts.total, parts.between_share_ci_low)
     if parts.between_share_ci_low <= 0:
         advice = "no difference between problems can be seen"
-    elif parts.between_share_ci_low > 0.5:
+    elif omega2_low > sum(within_high):  # of the planned difference's variance, more than a second sample could halve
         advice = "spend on problems, not on samples"
     else:
         advice = "more samples a problem help too"
@@ -77,6 +78,14 @@ def power(step: tracking.Step) -> None:
         f"- {budget:,} generations an arm on at most {n:,} problems are best spent on {best.k} "
         f"sample{'s' * (best.k > 1)} of {best.n:,} problems: {_points(best.minimal_detectable_effect)}.",
     ]
+    num_mixed = int(((correct_PS.mean(axis=1) > 0) & (correct_PS.mean(axis=1) < 1)).sum())
+    if num_mixed < variance.LEAST_MIXED:
+        lines.append(
+            f"- Only {num_mixed} of {parts.n:,} problems have both right and wrong samples: below "
+            f"{variance.LEAST_MIXED}, the share's interval is too short."
+        )
+    if args.tokens_per_second and not tokens > 0:
+        lines.append("- No cost: only the grades of a run (runs:/ID/grades.parquet) say how many tokens a sample took.")
     if cost:
         money = "" if math.isnan(cost.money) else f", {cost.money:,.2f} at {args.gpu_hour_price:g} an hour"
         lines.append(f"- Two arms of that: {cost.tokens:,.0f} tokens, {cost.gpu_hours:,.2g} hours{money}.")

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import norm
 
@@ -75,8 +77,18 @@ def test_the_ports_own_interval_is_inconclusive_and_says_how_many_problems_would
 
 def test_a_small_difference_is_decided_by_showing_equivalence_instead():
     result = decide({("control", "base"): difference(0.1, se_points=2)}, chosen_on=CHOSEN, evaluated_on="final")
-    # 1.9 points remain to the margin: 2.8016^2 (2 / 1.9)^2 1000.
-    assert result.findings[0].n_to_decide == pytest.approx(2.8016**2 * (2 / 1.9) ** 2 * 1000, rel=0.01)
+    se_points = 2 * math.sqrt(1000 / result.findings[0].n_to_decide)
+    measured_points = np.random.default_rng(0).normal(0.1, se_points, 100_000)
+    within = np.abs(measured_points) + 1.96 * se_points < 2
+    assert within.mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "odd", [Difference(0.05, 0.01, 0.03, 0.07, 1e-6, 2000, "score"), Difference(5, 1, 3, 7, 1e-6, 1000, "sign-flip")]
+)
+def test_an_unpaired_difference_and_one_in_points_are_refused(odd):
+    with pytest.raises(ValueError, match=r"not one of compare\.paired, as a proportion"):
+        decide({("ssd-same-decoding", "base"): odd}, chosen_on=CHOSEN, evaluated_on="final")
 
 
 def test_arms_that_agreed_on_every_problem_still_get_a_finite_n_to_decide():

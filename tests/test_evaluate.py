@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -33,6 +34,7 @@ def artifact(run, name: str):
 def problems(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("problems") / "final.parquet"
     records.write(path, Problem, world.problems(40, 5))
+    records.write(path.with_name("val.parquet"), Problem, world.problems(20, 6))
     return str(path)
 
 
@@ -173,6 +175,18 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
     with pytest.raises(SystemExit):
         run_step("compare", arms=arms, chosen_on=problems)
     assert "shares 40 problems with the evaluated set" in capsys.readouterr().err
+    moved = [shutil.copy(problems, tmp_path / name) for name in ("holdout.parquet", "val.parquet")]
+    same = {name: run_step("evaluate", arm=name, **common | {"problems": moved[0]}) for name in ("base", "control")}
+    renamed = ",".join(f"{name}=runs:/{run.info.run_id}" for name, run in same.items())
+    with pytest.raises(SystemExit):
+        run_step("compare", arms=renamed)
+    assert "chosen_on=quick shares 40 problems with the evaluated set" in capsys.readouterr().err
+    (tmp_path / "val.parquet").unlink()
+    unchecked = run_step("compare", arms=renamed).data.tags["ssd.unchecked"]
+    assert unchecked == f"chosen_on is taken at its word: there is no {tmp_path}/val.parquet"
+    with pytest.raises(SystemExit):
+        run_step("compare", arms=stored, chosen_on="val")
+    assert "says quick; leave it out" in capsys.readouterr().err
     swapped = f"base=runs:/{other.info.run_id},ssd-same-decoding=runs:/{base.info.run_id}"
     for given, message in (
         ({"arms": swapped}, "was evaluated as arm ssd-same-decoding; name it so"),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from ssd.stats.estimate import clustered_se, effective_n, labels, of_problems, outcomes
+from ssd.stats.estimate import clustered_se, effective_n, labels, normal_quantile, of_problems, outcomes
 
 # What two arms must share for their difference to be about the model and its decoding.
 CONDITIONS = ("problems", "prompt", "max_tokens", "engine", "grader")
@@ -43,8 +43,8 @@ def paired(
               SE^2 = \frac{G}{G-1} \frac{1}{n^2} \sum_c \Big(\sum_{i \in c} (d_i - \bar d)\Big)^2
 
     The interval is Bonett and Price's: the analytic one after adding two problems, one with d = u and one with -u,
-    where u = 1 / min(K_A, K_B) is one sample of difference, and with the t quantile of G - 1. Without those two, arms
-    that happened to agree everywhere would get an interval of no width.
+    where u = 1 / min(K_A, K_B) is one sample of difference, and with the t quantile of G - 1 (and, where clusters are
+    given, G / (G - 1)). Without those two, arms that happened to agree everywhere would get an interval of no width.
 
     The p-value is exact McNemar where both arms have one sample a problem and there are no clusters. Otherwise the
     signs of the differences (of the clusters' sums) are flipped at random, `num_permutations` times, the observed
@@ -82,11 +82,14 @@ def _paired_interval(
 ) -> tuple[float, float]:
     n = len(differences_P)
     num_clusters = len(np.unique(cluster_of_P))
+    normal_quantile(confidence)  # which refuses what is no confidence
     if num_clusters < 2:
         return float("nan"), float("nan")
     centre = differences_P.sum() / (n + 2)
     sums_C = np.bincount(cluster_of_P, differences_P - centre)
     squares = sums_C @ sums_C + (unit - centre) ** 2 + (unit + centre) ** 2
+    if num_clusters < n:
+        squares *= num_clusters / (num_clusters - 1)
     half = special.stdtrit(num_clusters - 1, (1 + confidence) / 2) * np.sqrt(squares) / (n + 2)
     return max(-1.0, float(centre - half)), min(1.0, float(centre + half))
 

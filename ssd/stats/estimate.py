@@ -158,7 +158,7 @@ def pass_at_k(correct_PS: ArrayLike, k: int, clusters_P: ArrayLike | None = None
     """
     correct_PS = outcomes(correct_PS)
     num_samples = correct_PS.shape[1]
-    if not 1 <= k <= num_samples:
+    if not 1 <= k <= num_samples or k != int(k):
         raise ValueError(f"k={k} with {num_samples} samples a problem; take k from 1 to {num_samples} or sample more")
     failing = [
         float(np.prod(1 - k / np.arange(num_samples - right + 1, num_samples + 1))) for right in range(num_samples + 1)
@@ -230,15 +230,14 @@ def post_stratified(
     correct_PS: ArrayLike,
     groups_P: ArrayLike,
     share_by_group: Mapping[Hashable, float],
-    clusters_P: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
     r"""pass@1 on a population in which the groups have other shares than in the set that was measured.
 
     .. math:: \hat\mu = \sum_g w_g \bar s_g, \qquad SE^2 = \sum_g w_g^2 \frac{S_g^2}{n_g}
 
-    with S_g^2 the sample variance of the problem means in group g; with clusters, residuals are summed within a
-    cluster before they are squared. The interval is Wilson's at the effective n of that SE. Shares are taken as known.
+    with S_g^2 the sample variance of the problem means in group g. The interval is Wilson's at the effective n of that
+    SE. Shares are taken as known, and problems as independent.
 
     References
     ----------
@@ -265,9 +264,8 @@ def post_stratified(
         raise ValueError(f"group {found[int(sizes.argmin())]!r} has one problem, no variance; merge it with another")
     means = np.bincount(group_of_P, values_P) / sizes
     value = float(shares @ means)
-    weights_P = (shares / np.sqrt(sizes * (sizes - 1.0)))[group_of_P]
-    sums_C, _ = _by_cluster(weights_P * (values_P - means[group_of_P]), clusters_P)
-    se = float(np.sqrt(sums_C @ sums_C))
+    residuals_P = (shares / np.sqrt(sizes * (sizes - 1.0)))[group_of_P] * (values_P - means[group_of_P])
+    se = float(np.sqrt(residuals_P @ residuals_P))
     n_weighted = 1 / float(shares**2 @ (1 / sizes))
     n_effective = n_weighted
     if 0 < value < 1:

@@ -7,7 +7,7 @@ difference of the arms, `within_a` and `within_b` the mean variance of one sampl
 import math
 from typing import NamedTuple
 
-from scipy import special
+from scipy import optimize, special
 
 # The true problem means of two arms correlate at .3 to .7 between unrelated models (Miller 2024, section 4.2), and at
 # about .87 between a model and its own fine-tuned copy (from the port's paired and unpaired intervals on 1,000
@@ -76,6 +76,38 @@ def sample_size_paired(
         raise ValueError(f"delta {delta} is not a difference of two accuracies; 5 points are 0.05")
     variance = _variance_of_difference(omega2, within_a, within_b, k_a, k_b)
     return max(1, math.ceil(_z_sum(alpha, power) ** 2 * variance / delta**2))
+
+
+def sample_size_equivalent(
+    variance: float, delta: float, margin: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    r"""Problems at which the 1 - `alpha` interval of a true difference `delta` lies within +-`margin` with that power.
+
+    .. math:: \Phi\Big(\frac{m - \delta}{SE} - z_{\alpha/2}\Big) + \Phi\Big(\frac{m + \delta}{SE} - z_{\alpha/2}\Big)
+              \ge 2 - \beta, \qquad SE^2 = \frac{\text{variance}}{n}
+
+    `variance` is that of one problem's difference. Both bounds count: at delta = 0 each is missed with half of beta.
+
+    References
+    ----------
+    Phillips 1990, "Power of the two one-sided tests procedure"; Julious 2004, "Sample sizes for clinical trials with
+    normal data", section 5.
+
+    Examples
+    --------
+    >>> sample_size_equivalent(variance=0.2, delta=0.0, margin=0.02)
+    5254
+    """
+    if not abs(delta) < margin < 1:
+        raise ValueError(f"delta {delta} does not lie within the margin {margin}; no number of problems shows that")
+    z, _ = special.ndtri(1 - alpha / 2), _z_sum(alpha, power)
+
+    def lacks(se: float) -> float:
+        return special.ndtr((margin - delta) / se - z) + special.ndtr((margin + delta) / se - z) - 1 - power
+
+    # At the upper end the nearer bound holds half of the time; at the lower both always do.
+    se = optimize.brentq(lacks, (margin - abs(delta)) / 1e3, (margin - abs(delta)) / z)
+    return max(1, math.ceil(variance / se**2))
 
 
 def minimal_detectable_effect(
@@ -179,7 +211,8 @@ def allocations(
     """What `budget` generations an arm can detect at each k, with no more than `max_problems` problems to be had.
 
     `problem_cost` is what one more problem costs besides its samples (finding, grading, reading its prompt), in
-    generations. Only the k at which a problem is affordable are listed, up to the first that leaves a single problem.
+    generations. Only the k at which a problem is affordable are listed, up to the first that leaves a single problem of
+    several; above 100 only the first and the largest k of each n.
 
     Examples
     --------
@@ -188,13 +221,12 @@ def allocations(
     """
     if max_problems < 1 or budget < 1 + problem_cost:
         raise ValueError(f"budget {budget} and max_problems {max_problems} do not buy one sample of one problem")
-    plans = []
-    for k in range(1, int(budget - problem_cost) + 1):
+    plans, k, n = [], 1, 0
+    while k <= int(budget - problem_cost) and not n == 1 < max_problems:
         n = min(max_problems, int(budget // (k + problem_cost)))
         effect = minimal_detectable_effect(n, omega2, within_a, within_b, k, k, alpha, power)
         plans.append(Allocation(n, k, effect))
-        if n == 1:
-            break
+        k = k + 1 if k < 100 else max(k + 1, int(budget // n - problem_cost))
     return plans
 
 
@@ -267,4 +299,6 @@ def _variance_of_difference(omega2: float, within_a: float, within_b: float, k_a
 def _z_sum(alpha: float, power: float) -> float:
     if not 0 < alpha < 1 or not 0 < power < 1:
         raise ValueError(f"alpha {alpha} and power {power} must lie between 0 and 1; 0.05 and 0.8 are usual")
+    if power <= alpha / 2:
+        raise ValueError(f"power {power} is what no difference at all reaches at alpha {alpha}; 0.8 is usual")
     return float(special.ndtri(1 - alpha / 2) + special.ndtri(power))

@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ssd.stats.estimate import outcomes
 
+LEAST_MIXED = 20  # problems with both right and wrong samples, below which the intervals of `components` are too short
+
 
 class Components(NamedTuple):
     """Variance of one sample's outcome, split, with the interval of each part; `n` problems, `k` samples each."""
@@ -43,7 +45,7 @@ def components(
     E[sigma^2] / k as if it lay between problems. `total` is the sum, `between_share` the part of it between problems
     (the intraclass correlation), and `reliability` = Var(x) / S^2, the share of the variance of the problem means at
     this k that more samples would not remove. Intervals are percentiles over resampled problems; they are too short
-    where fewer than about 20 problems have both right and wrong samples.
+    where fewer than about 20 (LEAST_MIXED) problems have both right and wrong samples.
 
     Returns
     -------

@@ -62,6 +62,33 @@ def test_the_power_formula_agrees_with_simulation():
     assert calls / 1500 == pytest.approx(formula, abs=0.035)
 
 
+@pytest.mark.parametrize(("delta", "n"), [(0.0, 5254), (0.002, 5483), (0.004, 6303), (0.006, 8021)])
+def test_equivalence_takes_problems_for_both_bounds(delta, n):
+    # At 0 each bound is missed with half of beta: (z_.975 + z_.9)^2 .2 / .02^2 (Julious 2004); the others by bisection.
+    if not delta:
+        assert math.ceil((norm.isf(0.025) + norm.isf(0.1)) ** 2 * 0.2 / 0.02**2) == n
+    found = power.sample_size_equivalent(0.2, delta, 0.02)
+    assert found == pytest.approx(n, abs=1)
+    se = math.sqrt(0.2 / found)
+    values = np.random.default_rng(0).normal(delta, se, 200_000)
+    assert (np.abs(values) + norm.isf(0.025) * se < 0.02).mean() == pytest.approx(0.8, abs=0.005)
+
+
+def test_of_a_single_problem_more_samples_are_all_there_is():
+    best = power.optimal_k(10**8, max_problems=1, omega2=0.05, within_a=0.03, within_b=0.03)
+    assert (best.n, best.k) == (1, 10**8)
+
+
+def test_a_large_budget_is_spent_as_well_as_a_small_one_without_trying_every_k():
+    settings = {"omega2": 0.05, "within_a": 0.3, "within_b": 0.3, "problem_cost": 1_000}
+    plans = power.allocations(10**6, max_problems=900, **settings)
+    by_hand = min(
+        power.minimal_detectable_effect(min(900, 10**6 // (k + 1_000)), 0.05, 0.3, 0.3, k, k) for k in range(1, 3_000)
+    )
+    assert min(plan.minimal_detectable_effect for plan in plans) == pytest.approx(by_hand)
+    assert len(plans) < 2_500 and len(power.allocations(2 * 10**7, 10**6, 0.05, 0.1, 0.1)) < 20_000
+
+
 def test_one_sample_of_many_problems_beats_many_of_few():
     assert power.optimal_k(1000, max_problems=10_000, omega2=0.01, within_a=0.2, within_b=0.2).k == 1
 
@@ -95,6 +122,8 @@ def test_cost_counts_tokens_hours_and_money_and_knows_no_price_it_was_not_given(
         (lambda: power.sample_size_unpaired(0.23, delta=5), "5 points are 0.05"),
         (lambda: power.sample_size_unpaired(0.23, delta=0), "delta 0"),
         (lambda: power.sample_size_unpaired(0.23, 0.05, alpha=5), "alpha 5"),
+        (lambda: power.sample_size_unpaired(0.23, 0.05, power=0.01), "power 0.01 is what no difference"),
+        (lambda: power.sample_size_equivalent(0.2, 0.02, 0.02), "does not lie within the margin"),
         (lambda: power.sample_size_paired(-0.1, 0, 0, 0.05), "omega2 is -0.1"),
         (lambda: power.sample_size_paired(0.1, float("nan"), 0, 0.05), "within_a is nan"),
         (lambda: power.minimal_detectable_effect(0, 0.1, 0, 0), "n=0"),
