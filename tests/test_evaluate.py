@@ -204,7 +204,7 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
     records.write(tmp_path / "grades.parquet", Grade, rows[1:])
     mlflow.MlflowClient().log_artifact(other.info.run_id, str(tmp_path / "grades.parquet"))
     with pytest.raises(SystemExit):
-        run_step("compare", arms=arms)
+        run_step("compare", arms=arms, chosen_on="val")  # else the first comparison would be reused
     assert "was graded on other problems than the arms before" in capsys.readouterr().err
 
 
