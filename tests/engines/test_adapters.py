@@ -36,6 +36,7 @@ def said(engine: str, model: Path | str, requests) -> list[list[int]]:
     return sorted(sample.token_ids for sample in open_engine(engine, str(model), requests).generate(requests))
 
 
+@pytest.mark.slow
 def test_vllm_serves_an_adapter_beside_its_base(vllm, lab_model, adapter, requests_to):
     """It says what transformers does, which merges it, and not what its base says."""
     requests = requests_to(lab_model, Decoding(temperature=0, max_tokens=24), 8, 1)
