@@ -39,7 +39,8 @@ def last_box(text: str) -> str | None:
     while boxes and _are_adjacent(text, boxes[-1], group[-1]):
         group.append(boxes.pop())
     named = [_with_name(text, box) for box in reversed(group)]
-    return _joined(named) if len({box.content for box in named}) > 1 else group[0].content
+    are_named = all("=" in box.content for box in named) and len({box.content for box in named}) > 1
+    return _joined(named if are_named else reversed(group))
 
 
 def _are_adjacent(text: str, box: "_Box", later: "_Box") -> bool:
@@ -173,7 +174,7 @@ _SYMBOLS = str.maketrans(
         **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "…": r"\dots "},
     }
 )
-_ROOT = re.compile(r"√ ?\(?((?<=\()[^()]*(?=\))|(?<!\()\d+)\)?")
+_ROOT = re.compile(r"√ ?(?:\(([^()]*)\)|(\d+))")
 _CONTROLS = dict.fromkeys([*range(9), *range(14, 32), 127])
 _SCRIPTS = {
     "^": ("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n"),
@@ -209,7 +210,7 @@ def _ascii(text: str) -> str:
     for command, (scripts, plain) in _SCRIPTS.items():
         to_plain = str.maketrans(scripts, plain)
         text = re.sub(f"[{scripts}]+", lambda m, c=command, t=to_plain: f"{c}{{{m[0].translate(t)}}}", text)
-    text = _ROOT.sub(r"\\sqrt{\1}", text)
+    text = _ROOT.sub(r"\\sqrt{\1\2}", text)
     return "".join(map(_ascii_of, text.translate(_SYMBOLS)))
 
 

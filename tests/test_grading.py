@@ -25,6 +25,7 @@ BOXES = [  # text, answer, reason
     (r"$\boxed{3}$, $\boxed{4}$", "3, 4", "adjacent boxes are one answer of several parts"),
     (r"$x = \boxed{3}$ and $y_1 = \boxed{4}$", "x = 3, y_1 = 4", "a name before a box belongs to it"),
     (r"$x = \boxed{1}$ and $y = \boxed{1}$", "x = 1, y = 1", "two names are two parts, also of one value"),
+    ("$N = \\boxed{(1, 2)}$\n\n$\\boxed{(1, 2)}$", "(1, 2)", "said again without its name"),
     ("$$\\boxed{x = 5}$$\n$x = \\boxed{5}$", "5", "without a comma, 'and' or 'or' the second says it again"),
     (r"so $\boxed{3}$. Then $x = \boxed{4}$", "4", "and a word between stands between"),
     (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}", "braces are balanced"),
