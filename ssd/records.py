@@ -182,10 +182,8 @@ def _read_one(path: Path, kind: type[Record]) -> pa.Table:
         )
     try:
         found = found.select(schema.names).cast(schema)
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowNotImplementedError,
-    ) as error:  # one value, as "x" for a number, or a whole type, as lists
+    # Both are the user's file: Invalid is a value ("x" as a number), NotImplemented a whole type (lists as text).
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path}: a column has the wrong type ({error}); expected {schema}") from error
     for name, default in _defaults(kind).items():
         found = found.set_column(schema.get_field_index(name), schema.field(name), found[name].fill_null(default))

@@ -132,13 +132,13 @@ def named(text: str) -> tuple[str, str]:
     return (sides[0], value) if _is_name(sides[0]) or is_sum else ("", text)
 
 
-INEQUALITY = re.compile(r" ?([<>]|\\[lg]eq(?![a-zA-Z])) ?")
+_INEQUALITY = re.compile(r" ?([<>]|\\[lg]eq(?![a-zA-Z])) ?")
 _VARIABLE = re.compile(r"[a-zA-Z]|\\[a-zA-Z]+")
 
 
 def as_interval(text: str) -> tuple[str, str]:
     r"""('x', '[2, 3)') for `2 \leq x < 3`, `(-\infty, 5]` for `x \leq 5`; ('', '') for no inequality in one letter."""
-    sides = INEQUALITY.split(text.strip())  # at odd places the signs
+    sides = _INEQUALITY.split(text.strip())  # at odd places the signs
     if len(sides) == 3 and _VARIABLE.fullmatch(sides[0]):
         sides = [r"-\infty" if sides[1] in ("<", r"\leq") else r"\infty", sides[1], *sides]
         sides[1] = "<" if sides[1] in ("<", r"\leq") else ">"

@@ -105,8 +105,8 @@ def sample_size_equivalent(
     def lacks(se: float) -> float:
         return special.ndtr((margin - delta) / se - z) + special.ndtr((margin + delta) / se - z) - 1 - power
 
-    # At the upper end the nearer bound holds half of the time; at the lower both always do.
-    se = optimize.brentq(lacks, (margin - abs(delta)) / 1e3, (margin - abs(delta)) / z)
+    # At the lower end both bounds always hold; at the upper neither does.
+    se = optimize.brentq(lacks, (margin - abs(delta)) / 1e3, margin * 1e3)
     return max(1, math.ceil(variance / se**2))
 
 
