@@ -47,7 +47,10 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion of one problem, as generated: the token ids are the record, `text` is their decoding."""
+    """One completion of one problem, as generated: the token ids are the record, `text` is their decoding.
+
+    `cumulative_logprob` is that of the tokens under the untouched model, NaN where the engine was not asked for it.
+    """
 
     problem_id: str
     sample_index: int

@@ -163,10 +163,13 @@ def _boxed(solution: Any) -> str | None:
     return last_box(solution) if isinstance(solution, str) else None
 
 
-def _hendrycks_math(row: dict) -> Fields:
-    level = row.get("level")
-    unwanted = "" if level in ("Level 4", "Level 5") else WRONG_LEVEL
-    return Fields(row.get("problem"), _boxed(row.get("solution")), level, unwanted=unwanted)
+def _math(row: dict) -> Fields:
+    return Fields(row.get("problem"), _boxed(row.get("solution")), row.get("level"))
+
+
+def _hard_math(row: dict) -> Fields:
+    fields = _math(row)
+    return fields._replace(unwanted="" if fields.level in ("Level 4", "Level 5") else WRONG_LEVEL)
 
 
 def _numinamath(row: dict) -> Fields:
@@ -205,8 +208,15 @@ _SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_al
 # A revision is the commit that public code pins for the set; 'main' where none was found.
 # fmt: off
 SOURCES: dict[str, Source] = {source.name: source for source in (
+    # Levels 4 and 5 alone; the two after it have all levels.
     Source("hendrycks_math", "EleutherAI/hendrycks_math", "train", "MIT", ("hendrycks_math/train",),
-           ("problem", "level", "solution"), _hendrycks_math, (*_SUBJECTS, "precalculus"),
+           ("problem", "level", "solution"), _hard_math, (*_SUBJECTS, "precalculus"),
+           "21a5633873b6a120296cce3e2df9d5550074f4a3"),
+    Source("hendrycks_math-train", "EleutherAI/hendrycks_math", "train", "MIT", ("hendrycks_math/train",),
+           ("problem", "level", "solution"), _math, (*_SUBJECTS, "precalculus"),
+           "21a5633873b6a120296cce3e2df9d5550074f4a3"),
+    Source("hendrycks_math-test", "EleutherAI/hendrycks_math", "test", "MIT", ("hendrycks_math/test",),
+           ("problem", "level", "solution"), _math, (*_SUBJECTS, "precalculus"),
            "21a5633873b6a120296cce3e2df9d5550074f4a3"),
     Source("numinamath-cot", "AI-MO/NuminaMath-CoT", "train", "Apache-2.0",
            ("numinamath-cot_composite/train", "numinamath-cot/train"), ("source", "problem", "solution"), _numinamath,

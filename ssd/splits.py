@@ -61,7 +61,8 @@ def split(
     Parameters
     ----------
     train, evaluation, final : sequence of Problem
-        Candidates. Of duplicates, the one whose source comes first (in `val_shares`, then in the sequence) is kept.
+        Candidates. Of duplicates, the one whose source comes first (in `val_shares`, then in the sequence) is kept. A
+        problem may be a candidate for evaluation and for final.
     train_size : int
         At most this many; what there is where fewer are left.
     final_size : int
@@ -86,8 +87,13 @@ def split(
         if size < 1:
             raise ValueError(f"{name}={size} is below 1; give the number of problems")
     final, repeats_in_final = _one_of_each(final, ())
+    drawn = in_hash_order(final, seed)[: final_size or None]
+    drawn_ids, shared_ids = ({problem.problem_id for problem in problems} for problems in (drawn, evaluation))
+    # Of a source that is named for both, what final does not draw is a candidate for val.
+    reserved = [problem for problem in final if problem.problem_id in drawn_ids or problem.problem_id not in shared_ids]
+    evaluation = [problem for problem in evaluation if problem.problem_id not in drawn_ids]
     evaluation = _in_order(evaluation, seed, first=val_shares)
-    against_final, repeats_of_final = _against(evaluation, final)
+    against_final, repeats_of_final = _against(evaluation, reserved)
     pool, repeats_of_evaluation = _one_of_each(evaluation, repeats_of_final)
     val = in_hash_order(_draw_val(pool, val_size, val_shares), seed)
 
@@ -98,7 +104,7 @@ def split(
         train=_draw_train(in_hash_order(left, seed), train_size, train_mix),
         val=val,
         quick=draw_quick(val, quick_size, seed),
-        final=in_hash_order(final, seed)[: final_size or None],
+        final=drawn,
         overlaps=[*repeats_in_final, *against_final, *repeats_of_evaluation, *against_evaluation, *repeats_of_train],
     )
 

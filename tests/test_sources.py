@@ -23,6 +23,14 @@ ROWS = {  # one row of each source that must be kept, and the (answer, level, so
         {"source": "amc_aime", "problem": "Add 1 and 2.", "solution": r"Not \boxed{4} but \boxed{3}."},
         ("3", "", "numinamath-cot/amc_aime"),
     ),
+    "hendrycks_math-train": (
+        {"problem": "Add 1 and 2.", "level": "Level 4", "solution": r"So \boxed{3}."},
+        ("3", "Level 4", "hendrycks_math-train"),
+    ),
+    "hendrycks_math-test": (
+        {"problem": "Add 1 and 2.", "level": "Level 4", "solution": r"So \boxed{3}."},
+        ("3", "Level 4", "hendrycks_math-test"),
+    ),
     "beyond-aime": ({"problem": "Add 1 and 2.", "answer": 3}, ("3", "", "beyond-aime")),
     "omni-math-2": (
         {"problem": "Add 1 and 2.", "answer": "$3$", "difficulty": 8.0, "tags": []},
@@ -301,7 +309,7 @@ def test_the_real_sets_have_their_published_sizes():
     loaded = {name: load(name, str(REAL)) for name in mirrored}
     raw = {name: each.raw_rows for name, each in loaded.items()}
     assert raw == {
-        "hendrycks_math": 7500, "numinamath-cot": 1289, "beyond-aime": 100, "omni-math-2": 2821, "olympiadbench": 675,
+        "hendrycks_math": 7500, "hendrycks_math-train": 7500, "hendrycks_math-test": 5000, "numinamath-cot": 1289, "beyond-aime": 100, "omni-math-2": 2821, "olympiadbench": 675,
         "aimo-validation-aime": 90, "aime_1983_2023": 975, "math-500": 500, "gsm8k": 1319,
     }  # fmt: skip
     assert raw["hendrycks_math"] - loaded["hendrycks_math"].reasons["level below 4 or unknown"] == 3994
@@ -311,3 +319,4 @@ def test_the_real_sets_have_their_published_sizes():
         if name != "numinamath-cot":  # its rows often have no answer
             assert len(each.problems) >= 0.85 * (each.raw_rows - each.reasons["level below 4 or unknown"])
     assert Counter(p.level for p in loaded["hendrycks_math"].problems).keys() == {"Level 4", "Level 5"}
+    assert {p.level for p in loaded["hendrycks_math-test"].problems} == {f"Level {n}" for n in range(1, 6)}

@@ -47,6 +47,22 @@ def test_val_takes_the_first_source_whole_the_next_by_share_and_the_rest_as_back
     assert Counter(p.source for p in val) == {"beyond-aime": 10, "omni-math-2": 45, "olympiadbench": 35, "aime": 10}
 
 
+def test_a_source_of_both_gives_final_its_number_and_val_of_the_rest():
+    problems = made("math", 90)
+    parts = split(made("other", 9), problems, problems, **SIZES, final_size=30)
+    assert (len(parts.final), len(parts.val), set(ids(parts.final)) & set(ids(parts.val))) == (30, 50, set())
+    assert not parts.overlaps
+    repeat = repeated(parts.final[0], "math")
+    again = split([], [*problems, repeat], [*problems, repeat], **{**SIZES, "val_size": 60}, final_size=30)
+    assert len({p.problem for p in again.final + again.val}) == 90  # the repeat is nowhere
+
+
+def test_a_problem_of_train_that_is_a_candidate_for_final_is_left_out_though_it_was_not_drawn():
+    problems = made("math", 90)
+    parts = split([repeated(p, "other") for p in problems], problems, problems, **SIZES, final_size=30)
+    assert parts.train == []
+
+
 def test_val_goes_beyond_the_shares_only_when_the_backfill_is_used_up():
     evaluation = [*made("aime", 5), *made("olympiadbench", 100), *made("omni-math-2", 100)]
     val = split([], evaluation, **{**SIZES, "val_size": 100}).val

@@ -11,7 +11,7 @@ COMPLETIONS = ("all", "finished", "cut")
 
 
 class Rows(NamedTuple):
-    """Training rows `input_ids`, `completion_mask`, and how many samples were left out or cut, and why."""
+    """Rows of `problem_id`, `input_ids` and `completion_mask`, and how many samples were left out or cut, and why."""
 
     dataset: datasets.Dataset
     num_stubs: int
@@ -46,6 +46,7 @@ def rows(samples: Sequence[Sample], max_length: int, completions: str = "all") -
         )
     dataset = datasets.Dataset.from_dict(
         {
+            "problem_id": [row.problem_id for row in fitting],
             "input_ids": [[*row.prompt_token_ids, *row.token_ids][:max_length] for row in fitting],
             "completion_mask": [
                 ([0] * len(row.prompt_token_ids) + [1] * len(row.token_ids))[:max_length] for row in fitting

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import torch
@@ -206,14 +206,16 @@ def _fit(
     if vision_tower is not None:  # no gradient reaches it, and FSDP misses its moments when it resumes
         vision_tower.requires_grad_(False)
     _check_room(weights, folder, num_steps // save_steps + 1, bool(lora_rank), num_processes)
+    weights.base_model.register_forward_pre_hook(_drop_mask, with_kwargs=True)
     trainer = _Watched(
         model=weights,
         args=config,
-        train_dataset=dataset,
+        train_dataset=dataset.remove_columns("problem_id"),
         processing_class=models.load_tokenizer(model),
         peft_config=_lora(lora_rank, vision_tower is not None) if lora_rank else None,
         callbacks=[_OnLog(on_log)],
     )
+    trainer.rows = dataset
     if trainer.is_fsdp_enabled:
         sharding, present = (
             trainer.accelerator.state.fsdp_plugin,
@@ -312,6 +314,38 @@ def _export(saved: Path, base: str, is_adapter: bool) -> Path:
     return exported
 
 
+def _drop_mask(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Call the model without the mask of its padding, which stands to the right of every sequence.
+
+    Attention is causal, so no token sees what is to its right, and the loss ignores padding: the gradient is the same.
+    With a mask, PyTorch 2.11 to 2.13 on Hopper choose cuDNN's kernel, whose backward pass gives not-a-number where the
+    length is 64 more than a multiple of 128 and all scores of a query are below -88, as in a head of Qwen2.5
+    (https://github.com/pytorch/pytorch/issues/196678). Without one, attention also skips what is masked.
+    """
+    return args, kwargs | {"attention_mask": None}
+
+
+class ByLength(torch.utils.data.Sampler):
+    """Row numbers in random order, then sorted by length within each optimizer step, so that little is padded.
+
+    Which rows share a step is as random as without sorting; only who shares a micro-batch is not.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        for batch in torch.randperm(len(self), generator=generator).split(self.batch_size):
+            yield from batch[self.lengths[batch].argsort(stable=True)].tolist()
+
+
 def gather_head(model: torch.nn.Module) -> None:
     """Gather the output head of a sharded `model` before TRL's loss, which multiplies by its weight but never calls it.
 
@@ -333,6 +367,12 @@ class _Watched(trl.SFTTrainer):
         self.gradients = noise.Gradients(self.model.parameters()) if self.args.world_size == 1 else None
         self.num_tokens_by_part: list[torch.Tensor] = []  # of this process, where there are several
         self.norm2_of_first = math.nan
+        self.rows: datasets.Dataset | None = None  # what is trained on, with its problems
+
+    def _get_train_sampler(self, train_dataset=None) -> ByLength:
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return ByLength(lengths, per_process * self.args.world_size, self.args.seed)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._begin()
@@ -340,11 +380,38 @@ class _Watched(trl.SFTTrainer):
         if self.gradients:
             self.gradients.begin_part(float(num_tokens))
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.gradients and not torch.isfinite(self.gradients.norm2_by_part[-1]):
+            self._refuse(inputs, float(loss))
         if not self.gradients:
             if not self.num_tokens_by_part:
                 self.norm2_of_first = self._gradient_norm2()
             self.num_tokens_by_part.append(num_tokens.double())
         return loss
+
+    def _refuse(self, inputs: dict[str, torch.Tensor], loss: float) -> NoReturn:
+        """End the training before the optimizer takes a gradient that is not finite."""
+        names = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        file = Path(self.args.output_dir) / "not_finite.pt"
+        torch.save({name: value for name, value in inputs.items() if torch.is_tensor(value)}, file)
+        sequences = {
+            tuple(ids[:length].tolist())
+            for ids, length in zip(inputs["input_ids"], inputs["attention_mask"].sum(1), strict=True)
+        }
+        problems = sorted(row["problem_id"] for row in self.rows if tuple(row["input_ids"]) in sequences)
+        raise ValueError(
+            f"step {self.state.global_step + 1}: loss {loss}, and the gradient of {len(names)} weights is not finite, "
+            f"first {names[0]}; the micro-batch (problems {', '.join(problems)}) is in {file}, the checkpoints before "
+            f"it are in {self.args.output_dir}; {self._advice(loss)}"
+        )
+
+    def _advice(self, loss: float) -> str:
+        if math.isfinite(loss):
+            return "the loss is finite, so the learning rate is not the cause: a kernel is (docs/traps.md)"
+        return f"lower lr={self.args.learning_rate:g}"
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         gather_head(self.model)
@@ -360,7 +427,7 @@ class _Watched(trl.SFTTrainer):
             if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
                 raise ValueError(
                     f"step {self.state.global_step}: loss {logs['loss']}, norm of the gradient {logs['grad_norm']}; "
-                    f"the checkpoints before it are in {self.args.output_dir}; lower lr={self.args.learning_rate:g}"
+                    f"the checkpoints before it are in {self.args.output_dir}; {self._advice(logs['loss'])}"
                 )
             found = self._end_step(logs["grad_norm"])
             logs |= {"gradient_signal": found.signal, "gradient_noise": found.noise} | self.weights.end_step()

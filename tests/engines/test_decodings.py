@@ -229,8 +229,6 @@ def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm, lab_model, requ
     assert {key: s.token_ids for key, s in ours.items()} == {key: s.token_ids for key, s in theirs.items()}
     assert {key: s.text for key, s in ours.items()} == {key: s.text for key, s in theirs.items()}
     assert {key: s.finish_reason for key, s in ours.items()} == {key: s.finish_reason for key, s in theirs.items()}
-    for key, sample in ours.items():
-        assert sample.cumulative_logprob == pytest.approx(theirs[key].cumulative_logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize("place", ["2", "tensor_parallel_size=0", "pipeline_parallel_size=2"])

@@ -113,8 +113,6 @@ def agree(ours: dict, theirs: dict) -> None:
     assert {key: (s.token_ids, s.text, s.finish_reason) for key, s in ours.items()} == {
         key: (s.token_ids, s.text, s.finish_reason) for key, s in theirs.items()
     }
-    for key, sample in ours.items():
-        assert sample.cumulative_logprob == pytest.approx(theirs[key].cumulative_logprob, abs=1e-3)
 
 
 GREEDY = Decoding(temperature=0, max_tokens=64)
