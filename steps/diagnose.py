@@ -33,6 +33,8 @@ def diagnose(step: tracking.Step) -> None:
     args = step.args
     truncation, rules = evaluation.decoding(args), diagnostics.Rules()
     folders = {name: str(step.path(name)) for name in ("base", "model", "control") if getattr(args, name) != "none"}
+    for folder in folders.values():
+        models.load_tokenizer(folder)  # its errors come before the weights are loaded
     carriers = _carriers(args.samples, args.grades)
     texts = [diagnostics.Text(*row) for rows, _ in carriers for row in rows]
     texts = diagnostics.choose(texts, args.num_texts, args.seed)

@@ -34,6 +34,14 @@ def given(tmp_path_factory, lab_model) -> dict[str, str]:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / "no_tokenizer" / name).unlink(missing_ok=True)
     (folder / "no_template" / "chat_template.jinja").unlink()
+    for name in ("model.gguf", "pytorch_model.bin", "consolidated.pt"):
+        other = folder / name.partition(".")[2]
+        shutil.copytree(lab_model, other)
+        (other / "model.safetensors").rename(other / name)
+        (other / "optimizer.pt").touch()  # what a training leaves there too
+    shutil.copytree(lab_model, folder / "large_tokenizer")
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(folder / "large_tokenizer")
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     (folder / "empty_mirror").mkdir()
@@ -41,7 +49,7 @@ def given(tmp_path_factory, lab_model) -> dict[str, str]:
     (folder / "list.yaml").write_text("- lab")
     (folder / "section.yaml").write_text("sample contrl: {top_p: 1.0}")
     names = [path.name for path in folder.iterdir()]
-    return {name: str(folder / name) for name in names} | {"lab": lab_model, "folder": str(folder)}
+    return {name: str(folder / name) for name in names} | {"lab": lab_model, "lab_file": f"{lab_model}/config.json"}
 
 
 def refusal(run_step, capsys, name: str, parameters: dict) -> str:
@@ -60,6 +68,14 @@ def refusal(run_step, capsys, name: str, parameters: dict) -> str:
 
 
 GENERATION = {"model": "{lab}", "problems": "{problems.parquet}", "engine": "transformers", "max_tokens": 48}
+MODELS = {  # that no step works with, and what the error says
+    "no_template": r"no_template has no chat template; use an instruction-tuned model or add chat_template.jinja",
+    "large_tokenizer": r"large_tokenizer has ids up to (\d+), and the embedding of .* has \1 rows; copy the files",
+    "gguf": r"weights in model.gguf, not .*AutoModelForCausalLM.from_pretrained\('.*/gguf', gguf_file='model.gguf'\)",
+    "bin": r"weights in pytorch_model.bin, not .*from_pretrained\('.*/bin', use_safetensors=False\)",
+    "pt": r"weights in consolidated.pt, not in \*.safetensors; convert them: load the model with the code that",
+    "lab_file": r"config.json is a file; give the folder that holds it",
+}
 CASES = [  # step, parameters, what the error says
     ("main", {"preset": "labb"}, r"preset 'labb' is unknown .*; the presets are lab, "),
     ("main", {"preset": "qwen3.5-4b"}, r"preset qwen3.5-4b names no final set.*-P preset=FILE.yaml"),
@@ -73,7 +89,6 @@ CASES = [  # step, parameters, what the error says
     ("baseline", GENERATION | {"problems": "runs:/123/val.parquet"}, r"runs:/123"),
     ("baseline", GENERATION | {"model": "Qwen/no-such-model"}, r"'Qwen/no-such-model' is neither a local folder nor"),
     ("baseline", GENERATION | {"model": "{no_tokenizer}"}, r"no_tokenizer has no tokenizer"),
-    ("baseline", GENERATION | {"model": "{no_template}"}, r"no_template has no chat template"),
     ("baseline", GENERATION | {"model": "{adapter}"}, r"adapter is not a LoRA adapter that names its base"),
     ("sample", GENERATION | {"temperature": -1}, r"temperature=-1.0 is not a number >= 0"),
     ("sample", GENERATION | {"top_p": 0}, r"top_p=0.0 is not in \(0, 1\]"),
@@ -98,10 +113,34 @@ CASES = [  # step, parameters, what the error says
 ]
 
 
+def filled(parameters: dict, given: dict[str, str]) -> dict[str, str]:
+    """`parameters` with each {name} of an input replaced by its path."""
+    return {key: re.sub(r"\{(.+?)\}", lambda match: given[match[1]], str(value)) for key, value in parameters.items()}
+
+
 @pytest.mark.parametrize(("step", "parameters", "message"), CASES, ids=[f"{step}: {m}" for step, _, m in CASES])
 def test_bad_input_is_refused_in_one_line(run_step, capsys, given, step, parameters, message):
-    filled = {key: re.sub(r"\{(.+?)\}", lambda match: given[match[1]], str(value)) for key, value in parameters.items()}
-    assert re.search(message, refusal(run_step, capsys, step, filled))
+    assert re.search(message, refusal(run_step, capsys, step, filled(parameters, given)))
+
+
+STEPS = {  # each step that loads a model, and the parameter that names it
+    "baseline": ("model", GENERATION),
+    "sample": ("model", GENERATION),
+    "evaluate": ("model", GENERATION),
+    "search": ("model", GENERATION | {"space": "presets/spaces/lab.yaml"}),
+    "train": ("model", {"samples": "{samples}"}),
+    "diagnose": ("base", {"model": "{lab}", "samples": "{samples}"}),
+    "diagnose trained": ("model", {"base": "{lab}", "samples": "{samples}"}),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_model_that_no_step_works_with_is_refused_before_it_is_loaded(run_step, capsys, given, monkeypatch, step):
+    monkeypatch.setattr(models, "load_weights", None)
+    parameter, parameters = STEPS[step]
+    for model, message in MODELS.items():
+        asked = parameters | {parameter: f"{{{model}}}"}
+        assert re.search(message, refusal(run_step, capsys, step.split()[0], filled(asked, given)))
 
 
 def test_vllm_without_a_gpu_or_without_vllm_is_refused(run_step, capsys, given):
