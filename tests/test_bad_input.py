@@ -9,7 +9,9 @@ import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
+import transformers
 
 from ssd import models, records, tracking
 from ssd.lab import world
@@ -141,6 +143,20 @@ def test_a_model_that_no_step_works_with_is_refused_before_it_is_loaded(run_step
     for model, message in MODELS.items():
         asked = parameters | {parameter: f"{{{model}}}"}
         assert re.search(message, refusal(run_step, capsys, step.split()[0], filled(asked, given)))
+
+
+def test_pickled_weights_are_converted_as_the_error_says(lab_model, tmp_path):
+    pickled, converted = tmp_path / "pickled", tmp_path / "converted"
+    shutil.copytree(lab_model, pickled)
+    torch.save(safetensors.torch.load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(ValueError) as refused:
+        models.load_tokenizer(str(pickled))
+    loader = re.search(r"load the model with (.*), and write it and its tokenizer", str(refused.value))[1]
+    eval(loader, {"AutoModelForCausalLM": transformers.AutoModelForCausalLM}).save_pretrained(converted)
+    transformers.AutoTokenizer.from_pretrained(pickled).save_pretrained(converted)
+    assert models.load_tokenizer(str(converted)).chat_template
+    assert models.same_weights(str(converted), lab_model)
 
 
 def test_vllm_without_a_gpu_or_without_vllm_is_refused(run_step, capsys, given):
