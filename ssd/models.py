@@ -17,12 +17,13 @@ from ssd import adapters
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-# How transformers loads weights in other formats, by the ending of their file; it has no way for a bare pickle.
+SAVING = "and write it and its tokenizer into a new folder with save_pretrained"
+# What to do about weights in another format, by its ending. transformers 5.23 reads GGUF but cannot save it.
 OTHER_FORMATS = {
-    ".gguf": "AutoModelForCausalLM.from_pretrained({folder!r}, gguf_file={name!r})",
-    ".bin": "AutoModelForCausalLM.from_pretrained({folder!r}, use_safetensors=False)",
-    ".pt": "the code that wrote it",
-    ".pth": "the code that wrote it",
+    ".gguf": "give the model that this file was made from",
+    ".bin": f"load the model in transformers with use_safetensors=False, {SAVING}",
+    ".pt": f"load the model with the code that wrote it, {SAVING}",
+    ".pth": f"load the model with the code that wrote it, {SAVING}",
 }
 
 
@@ -57,12 +58,8 @@ def _check_weights(folder: Path) -> None:
     files = [file for ending in OTHER_FORMATS for file in sorted(folder.glob(f"*{ending}"))]
     if not files:
         raise ValueError(f"model folder {folder} has no *.safetensors weights; save it with save_pretrained")
-    name = files[0].name
-    loader = OTHER_FORMATS[files[0].suffix].format(folder=str(folder), name=name)
-    raise ValueError(
-        f"model folder {folder} has its weights in {name}, not in *.safetensors; convert them: load the model with "
-        f"{loader}, and write it and its tokenizer into a new folder with save_pretrained"
-    )
+    name, remedy = files[0].name, OTHER_FORMATS[files[0].suffix]
+    raise ValueError(f"model folder {folder} has its weights in {name}, not in *.safetensors; {remedy}")
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
