@@ -1,5 +1,6 @@
 """Bad input ends in one line that names the value and the remedy, a FAILED run and an exit status that is not 0."""
 
+import os
 import re
 import runpy
 import shutil
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from ssd import models, records, tracking
+from ssd import driver, models, records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem, Sample
 
@@ -156,6 +157,49 @@ def test_pickled_weights_are_converted_as_the_error_says(lab_model, tmp_path):
     transformers.AutoTokenizer.from_pretrained(pickled).save_pretrained(converted)
     assert models.load_tokenizer(str(converted)).chat_template
     assert models.same_weights(str(converted), lab_model)
+
+
+@pytest.fixture
+def driver_of(tmp_path, monkeypatch):
+    """Makes a machine whose driver has this version, and a torch built for CUDA 13.0 that finds no GPU there."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def make(version: str) -> None:
+        command = tmp_path / "nvidia-smi"
+        command.write_text(f"#!/bin/sh\necho {version}\necho {version}\n")  # a line for each GPU
+        command.chmod(0o755)
+
+    return make
+
+
+@pytest.mark.parametrize("step", [*STEPS, "vllm", "lab"])
+def test_a_driver_that_is_too_old_for_torch_is_named_instead_of_a_missing_gpu(run_step, capsys, given, driver_of, step):
+    driver_of("570.124.06")
+    name, asked = step.split()[0], {"num_steps": 1}
+    if step in STEPS:
+        parameter, parameters = STEPS[step]
+        asked = parameters | {parameter: "{lab}"}
+    elif step == "vllm":
+        name, asked = "sample", GENERATION | {"engine": "vllm"}
+    error = refusal(run_step, capsys, name, filled(asked, given))
+    assert error.startswith("error: NVIDIA driver 570.124.06 is too old for torch ")
+    assert "with CUDA 13.0, which needs driver 580 or later; update the driver, or set CUDA_VISIBLE_DEVICES=-1" in error
+
+
+def test_a_driver_that_is_new_enough_or_a_hidden_gpu_is_no_error(driver_of, monkeypatch):
+    driver_of("580.65.06")
+    driver.check()
+    driver_of("570.124.06")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    driver.check()
+
+
+def test_a_machine_without_nvidia_s_command_has_no_driver_to_refuse(driver_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver.check()
 
 
 def test_vllm_without_a_gpu_or_without_vllm_is_refused(run_step, capsys, given):
