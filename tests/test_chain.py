@@ -1,4 +1,4 @@
-"""The preset qwen2.5-1.5b from problems to report on a CPU: the real tokenizer and chat template, a tiny random model."""
+"""The preset qwen2.5-1.5b from problems to report on a CPU: the real tokenizer and template, a tiny random model."""
 
 import itertools
 import json
