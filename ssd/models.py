@@ -51,17 +51,6 @@ def load_config(model: str) -> transformers.PretrainedConfig:
         ) from error
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse a folder without weights in safetensors, which vLLM, training and `digest` read alike."""
-    if any(folder.glob("*.safetensors")):
-        return
-    files = [file for ending in OTHER_FORMATS for file in sorted(folder.glob(f"*{ending}"))]
-    if not files:
-        raise ValueError(f"model folder {folder} has no *.safetensors weights; save it with save_pretrained")
-    name, remedy = files[0].name, OTHER_FORMATS[files[0].suffix]
-    raise ValueError(f"model folder {folder} has its weights in {name}, not in *.safetensors; {remedy}")
-
-
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     """Tokenizer of `model`, with its chat template; ValueError where either is missing or it does not fit the model."""
     load_config(model)
@@ -86,6 +75,17 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
 
 def _has_tokenizer(folder: str) -> bool:
     return any((Path(folder) / name).exists() for name in TOKENIZER_FILES)
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder without weights in safetensors, which vLLM, training and `digest` read alike."""
+    if any(folder.glob("*.safetensors")):
+        return
+    files = [file for ending in OTHER_FORMATS for file in sorted(folder.glob(f"*{ending}"))]
+    if not files:
+        raise ValueError(f"model folder {folder} has no *.safetensors weights; save it with save_pretrained")
+    name, remedy = files[0].name, OTHER_FORMATS[files[0].suffix]
+    raise ValueError(f"model folder {folder} has its weights in {name}, not in *.safetensors; {remedy}")
 
 
 def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTrainedModel:
