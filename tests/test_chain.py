@@ -20,13 +20,7 @@ DATA = Path(os.environ.get("SSD_TEST_DATA") or ROOT.parent / "shared" / "data") 
 REAL = os.environ.get("SSD_REAL_MODEL", "")  # a folder of a Qwen2.5 instruct model; its weights are not read
 PRESET = "qwen2.5-1.5b"
 NUM_ROWS = 40
-SIZES = {
-    "prepare": {"train_size": 8, "val_size": 6, "quick_size": 4, "final_size": 6},
-    "baseline": {"max_tokens": 12},
-    "sample": {"max_tokens": 12},
-    "train": {"global_batch_size": 4},
-    "evaluate": {"max_tokens": 12},
-}
+SIZES = {"train_size": 8, "val_size": 6, "quick_size": 4, "final_size": 6, "global_batch_size": 4, "max_tokens": 12}
 
 pytestmark = [
     pytest.mark.slow,  # main launches 20 steps, and each loads a tokenizer of 152 thousand tokens: 80 seconds
@@ -60,13 +54,12 @@ def preset(tmp_path_factory, model) -> str:
         with open(DATA / name) as rows:
             (mirror / name).write_text("".join(itertools.islice(rows, NUM_ROWS)))
     content = yaml.safe_load((ROOT / "presets" / f"{PRESET}.yaml").read_text())
-    for section, sizes in SIZES.items():
-        content[section] |= sizes
-    content["prepare"]["source_root"] = str(folder / "hub")
+    smaller = SIZES | {"model": model, "base": model}
     for section, values in content.items():
-        values |= {name: model for name in ("model", "base") if name in values}
-        if "engine" in parameters.defaults(section.split()[0]) and " " not in section:
+        values |= {name: smaller[name] for name in values if name in smaller}
+        if section not in parameters.VARIANTS and "engine" in parameters.defaults(section):
             values["engine"] = "transformers"
+    content["prepare"]["source_root"] = str(folder / "hub")
     decodings = yaml.safe_load((ROOT / content["evaluate search"]["decodings"]).read_text())
     (folder / "decodings.yaml").write_text(yaml.safe_dump({family: of[-1:] for family, of in decodings.items()}))
     content["evaluate search"]["decodings"] = str(folder / "decodings.yaml")
@@ -123,7 +116,7 @@ def test_the_sets_are_of_math_and_none_holds_a_problem_of_another(finished):
         name: {problem.problem_id for problem in records.read(artifact(prepared, f"{name}.parquet"), Problem)}
         for name in names
     }
-    assert {name: len(of) for name, of in ids.items()} == {name: SIZES["prepare"][f"{name}_size"] for name in names}
+    assert {name: len(of) for name, of in ids.items()} == {name: SIZES[f"{name}_size"] for name in names}
     assert ids["quick"] <= ids["val"]
     assert not ids["val"] & ids["final"] and not ids["train"] & (ids["val"] | ids["final"])
 
@@ -145,7 +138,7 @@ def test_the_model_sees_each_problem_in_the_chat_template_of_qwen(finished, mode
 
 def test_training_takes_every_sample_and_leaves_the_tokenizer_as_it_was(finished, model):
     for run in finished["train"]:
-        assert run.data.metrics["num_rows"] == SIZES["prepare"]["train_size"]
+        assert run.data.metrics["num_rows"] == SIZES["train_size"]
         trained = artifact(run, "model")
         before, after = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (model, trained))
         assert after.get_vocab() == before.get_vocab() and after.chat_template == before.chat_template
@@ -157,12 +150,11 @@ def test_training_takes_every_sample_and_leaves_the_tokenizer_as_it_was(finished
 
 def test_diagnose_reads_the_samples_of_the_chain_with_every_model(finished, run_step, preset, model):
     ssd, control = (f"runs:/{run.info.run_id}/model" for run in finished["train"])
-    samples = f"runs:/{finished['baseline'][0].info.run_id}/samples"
-    values = parameters.preset_values(preset, "diagnose") | {"model": ssd, "control": control, "samples": samples}
+    (measured,) = finished["baseline"]
+    given = {"model": ssd, "control": control, "samples": f"runs:/{measured.info.run_id}/samples", "preset": preset}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            tracking.LAUNCHER_PID_ENV, str(os.getpid())
-        )  # or the step launches itself with the preset's values
-        run = run_step("diagnose", **values | {"preset": preset})
+        patch.setenv(tracking.LAUNCHER_PID_ENV, str(os.getpid()))  # else the preset's values would need another launch
+        run = run_step("diagnose", **parameters.preset_values(preset, "diagnose") | given)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["num_positions"] == 2 * SIZES["prepare"]["val_size"] * SIZES["baseline"]["max_tokens"]
+    num_tokens = sum(len(sample.token_ids) for sample in records.read(artifact(measured, "samples"), Sample))
+    assert run.data.metrics["num_positions"] == num_tokens
