@@ -17,6 +17,14 @@ from ssd import adapters
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+SAVING = "and write it and its tokenizer into a new folder with save_pretrained"
+# What to do about weights in another format, by its ending. transformers 5.23 reads GGUF but cannot save it.
+OTHER_FORMATS = {
+    ".gguf": "give the model that this file was made from",
+    ".bin": f"load the model in transformers with use_safetensors=False, {SAVING}",
+    ".pt": f"load the model with the code that wrote it, {SAVING}",
+    ".pth": f"load the model with the code that wrote it, {SAVING}",
+}
 
 
 @functools.lru_cache(maxsize=2)
@@ -28,6 +36,10 @@ def load_config(model: str) -> transformers.PretrainedConfig:
             return load_config(base)
         except ValueError as error:
             raise ValueError(f"base of adapter {model}: {error}") from error
+    if folder.is_file():
+        raise ValueError(f"model {model} is a file; give the folder that holds it, with its config and tokenizer")
+    if folder.is_dir():
+        _check_weights(folder)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"model folder {model} has no config.json; give a folder that save_pretrained wrote")
     try:
@@ -40,15 +52,19 @@ def load_config(model: str) -> transformers.PretrainedConfig:
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
-    """Tokenizer of `model`, with its chat template; ValueError where either is missing."""
+    """Tokenizer of `model`, with its chat template; ValueError where either is missing or it does not fit the model."""
     load_config(model)
     base = adapters.base_of(model)
     source = base if base and not _has_tokenizer(model) else model
     if Path(source).is_dir() and not _has_tokenizer(source):
         raise ValueError(f"model folder {source} has no tokenizer; copy the base model's tokenizer files into it")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    if base and len(tokenizer) > load_config(model).get_text_config().vocab_size:
-        raise ValueError(f"tokenizer of adapter {model} has more tokens than its base; {adapters.MERGE}")
+    largest, num_rows = max(tokenizer.get_vocab().values()), load_config(model).get_text_config().vocab_size
+    if largest >= num_rows:
+        remedy = adapters.MERGE if base else "copy the files of the tokenizer that it was trained with into its folder"
+        raise ValueError(
+            f"tokenizer of {source} has ids up to {largest}, and the embedding of {model} has {num_rows} rows; {remedy}"
+        )
     if not tokenizer.chat_template:
         raise ValueError(
             f"tokenizer of {source} has no chat template; use an instruction-tuned model or add chat_template.jinja "
@@ -59,6 +75,17 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
 
 def _has_tokenizer(folder: str) -> bool:
     return any((Path(folder) / name).exists() for name in TOKENIZER_FILES)
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder without weights in safetensors, which vLLM, training and `digest` read alike."""
+    if any(folder.glob("*.safetensors")):
+        return
+    files = [file for ending in OTHER_FORMATS for file in sorted(folder.glob(f"*{ending}"))]
+    if not files:
+        raise ValueError(f"model folder {folder} has no *.safetensors weights; save it with save_pretrained")
+    name, remedy = files[0].name, OTHER_FORMATS[files[0].suffix]
+    raise ValueError(f"model folder {folder} has its weights in {name}, not in *.safetensors; {remedy}")
 
 
 def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTrainedModel:
@@ -103,9 +130,8 @@ def digest(model: str) -> str:
     folder, base = Path(model), adapters.base_of(model)
     if not folder.is_dir():
         return f"{model}@{load_config(model)._commit_hash}"
+    _check_weights(folder)
     files = sorted([*folder.glob("*.safetensors"), folder / ("adapter_config.json" if base else "config.json")])
-    if len(files) < 2:
-        raise ValueError(f"model folder {model} has no *.safetensors weights; save it with save_pretrained")
     content = hashlib.sha256(digest(base).encode() if base else b"")
     for file in files:
         content.update(file.name.encode())

@@ -27,12 +27,15 @@ UNTRUNCATED = Decoding()
 
 
 def diagnose(step: tracking.Step) -> None:
-    from ssd import changes, diagnostics, models  # torch takes seconds to load
+    from ssd import changes, diagnostics, driver, models  # torch takes seconds to load
     from ssd.lab import world
 
     args = step.args
+    driver.check()
     truncation, rules = evaluation.decoding(args), diagnostics.Rules()
     folders = {name: str(step.path(name)) for name in ("base", "model", "control") if getattr(args, name) != "none"}
+    for folder in folders.values():
+        models.load_tokenizer(folder)  # its errors come before the weights are loaded
     carriers = _carriers(args.samples, args.grades)
     texts = [diagnostics.Text(*row) for rows, _ in carriers for row in rows]
     texts = diagnostics.choose(texts, args.num_texts, args.seed)

@@ -7,7 +7,7 @@ Run:    mlflow run . -e lab
 
 import mlflow
 
-from ssd import tracking
+from ssd import driver, tracking
 from ssd.lab import model
 from ssd.lab.world import WORLDS
 
@@ -18,6 +18,7 @@ def lab(step: tracking.Step) -> None:
     args, folder = step.args, step.work / "model"
     if args.world not in WORLDS:
         raise ValueError(f"world={args.world!r} is not one of {', '.join(WORLDS)}")
+    driver.check()
     every = -(-args.num_steps // MAX_LOGGED)
 
     def on_step(number: int, loss: float) -> None:

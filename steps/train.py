@@ -17,11 +17,13 @@ from ssd.records import Sample
 
 def train(step: tracking.Step) -> None:
     # TRL takes seconds to load; a run that is reused does without.
+    from ssd import driver
     from ssd.training import noise
     from ssd.training.rows import rows
     from ssd.training.sft import train as fine_tune
 
     args = step.args
+    driver.check()
     samples = sorted(records.read(step.path("samples"), Sample), key=lambda row: (row.problem_id, row.sample_index))
     _check_tokenizer(str(step.path("model")), samples)
     training = rows(samples, args.max_length, args.completions)

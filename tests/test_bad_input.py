@@ -1,5 +1,6 @@
 """Bad input ends in one line that names the value and the remedy, a FAILED run and an exit status that is not 0."""
 
+import os
 import re
 import runpy
 import shutil
@@ -9,9 +10,11 @@ import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
+import transformers
 
-from ssd import models, records, tracking
+from ssd import driver, models, records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem, Sample
 
@@ -34,6 +37,14 @@ def given(tmp_path_factory, lab_model) -> dict[str, str]:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / "no_tokenizer" / name).unlink(missing_ok=True)
     (folder / "no_template" / "chat_template.jinja").unlink()
+    for name in ("model.gguf", "pytorch_model.bin", "consolidated.pt"):
+        other = folder / name.partition(".")[2]
+        shutil.copytree(lab_model, other)
+        (other / "model.safetensors").rename(other / name)
+        (other / "optimizer.pt").touch()  # what a training leaves there too
+    shutil.copytree(lab_model, folder / "large_tokenizer")
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(folder / "large_tokenizer")
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     (folder / "empty_mirror").mkdir()
@@ -41,7 +52,7 @@ def given(tmp_path_factory, lab_model) -> dict[str, str]:
     (folder / "list.yaml").write_text("- lab")
     (folder / "section.yaml").write_text("sample contrl: {top_p: 1.0}")
     names = [path.name for path in folder.iterdir()]
-    return {name: str(folder / name) for name in names} | {"lab": lab_model, "folder": str(folder)}
+    return {name: str(folder / name) for name in names} | {"lab": lab_model, "lab_file": f"{lab_model}/config.json"}
 
 
 def refusal(run_step, capsys, name: str, parameters: dict) -> str:
@@ -60,6 +71,14 @@ def refusal(run_step, capsys, name: str, parameters: dict) -> str:
 
 
 GENERATION = {"model": "{lab}", "problems": "{problems.parquet}", "engine": "transformers", "max_tokens": 48}
+MODELS = {  # that no step works with, and what the error says
+    "no_template": r"no_template has no chat template; use an instruction-tuned model or add chat_template.jinja",
+    "large_tokenizer": r"large_tokenizer has ids up to (\d+), and the embedding of .* has \1 rows; copy the files",
+    "gguf": r"gguf has its weights in model.gguf, not in \*.safetensors; give the model that this file was made from",
+    "bin": r"bin has its weights in pytorch_model.bin, not in .* transformers with use_safetensors=False, and write it",
+    "pt": r"pt has its weights in consolidated.pt, not in .* with the code that wrote it, and write it",
+    "lab_file": r"config.json is a file; give the folder that holds it",
+}
 CASES = [  # step, parameters, what the error says
     ("main", {"preset": "labb"}, r"preset 'labb' is unknown .*; the presets are lab, "),
     ("main", {"preset": "qwen3.5-4b"}, r"preset qwen3.5-4b names no final set.*-P preset=FILE.yaml"),
@@ -73,7 +92,6 @@ CASES = [  # step, parameters, what the error says
     ("baseline", GENERATION | {"problems": "runs:/123/val.parquet"}, r"runs:/123"),
     ("baseline", GENERATION | {"model": "Qwen/no-such-model"}, r"'Qwen/no-such-model' is neither a local folder nor"),
     ("baseline", GENERATION | {"model": "{no_tokenizer}"}, r"no_tokenizer has no tokenizer"),
-    ("baseline", GENERATION | {"model": "{no_template}"}, r"no_template has no chat template"),
     ("baseline", GENERATION | {"model": "{adapter}"}, r"adapter is not a LoRA adapter that names its base"),
     ("sample", GENERATION | {"temperature": -1}, r"temperature=-1.0 is not a number >= 0"),
     ("sample", GENERATION | {"top_p": 0}, r"top_p=0.0 is not in \(0, 1\]"),
@@ -98,10 +116,90 @@ CASES = [  # step, parameters, what the error says
 ]
 
 
+def filled(parameters: dict, given: dict[str, str]) -> dict[str, str]:
+    """`parameters` with each {name} of an input replaced by its path."""
+    return {key: re.sub(r"\{(.+?)\}", lambda match: given[match[1]], str(value)) for key, value in parameters.items()}
+
+
 @pytest.mark.parametrize(("step", "parameters", "message"), CASES, ids=[f"{step}: {m}" for step, _, m in CASES])
 def test_bad_input_is_refused_in_one_line(run_step, capsys, given, step, parameters, message):
-    filled = {key: re.sub(r"\{(.+?)\}", lambda match: given[match[1]], str(value)) for key, value in parameters.items()}
-    assert re.search(message, refusal(run_step, capsys, step, filled))
+    assert re.search(message, refusal(run_step, capsys, step, filled(parameters, given)))
+
+
+STEPS = {  # each step that loads a model, and the parameter that names it
+    "baseline": ("model", GENERATION),
+    "sample": ("model", GENERATION),
+    "evaluate": ("model", GENERATION),
+    "search": ("model", GENERATION | {"space": "presets/spaces/lab.yaml"}),
+    "train": ("model", {"samples": "{samples}"}),
+    "diagnose": ("base", {"model": "{lab}", "samples": "{samples}"}),
+    "diagnose trained": ("model", {"base": "{lab}", "samples": "{samples}"}),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_model_that_no_step_works_with_is_refused_before_it_is_loaded(run_step, capsys, given, monkeypatch, step):
+    monkeypatch.setattr(models, "load_weights", None)
+    parameter, parameters = STEPS[step]
+    for model, message in MODELS.items():
+        asked = parameters | {parameter: f"{{{model}}}"}
+        assert re.search(message, refusal(run_step, capsys, step.split()[0], filled(asked, given)))
+
+
+def test_pickled_weights_are_converted_as_the_error_says(lab_model, tmp_path):
+    pickled, converted = tmp_path / "pickled", tmp_path / "converted"
+    shutil.copytree(lab_model, pickled)
+    torch.save(safetensors.torch.load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="use_safetensors=False"):
+        models.load_tokenizer(str(pickled))
+    transformers.AutoModelForCausalLM.from_pretrained(pickled, use_safetensors=False).save_pretrained(converted)
+    transformers.AutoTokenizer.from_pretrained(pickled).save_pretrained(converted)
+    assert models.load_tokenizer(str(converted)).chat_template
+    assert models.same_weights(str(converted), lab_model)
+
+
+@pytest.fixture
+def driver_of(tmp_path, monkeypatch):
+    """Makes a machine whose driver has this version, and a torch built for CUDA 13.0 that finds no GPU there."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def make(version: str) -> None:
+        command = tmp_path / "nvidia-smi"
+        command.write_text(f"#!/bin/sh\necho {version}\necho {version}\n")  # a line for each GPU
+        command.chmod(0o755)
+
+    return make
+
+
+@pytest.mark.parametrize("step", [*STEPS, "vllm", "lab"])
+def test_a_driver_that_is_too_old_for_torch_is_named_instead_of_a_missing_gpu(run_step, capsys, given, driver_of, step):
+    driver_of("570.124.06")
+    name, asked = step.split()[0], {"num_steps": 1}
+    if step in STEPS:
+        parameter, parameters = STEPS[step]
+        asked = parameters | {parameter: "{lab}"}
+    elif step == "vllm":
+        name, asked = "sample", GENERATION | {"engine": "vllm"}
+    error = refusal(run_step, capsys, name, filled(asked, given))
+    assert error.startswith("error: NVIDIA driver 570.124.06 is too old for torch ")
+    assert "with CUDA 13.0, which needs driver 580 or later; update the driver, or set CUDA_VISIBLE_DEVICES=-1" in error
+
+
+def test_a_driver_that_is_new_enough_or_a_hidden_gpu_is_no_error(driver_of, monkeypatch):
+    driver_of("580.65.06")
+    driver.check()
+    driver_of("570.124.06")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    driver.check()
+
+
+def test_a_machine_without_nvidia_s_command_has_no_driver_to_refuse(driver_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver.check()
 
 
 def test_vllm_without_a_gpu_or_without_vllm_is_refused(run_step, capsys, given):

@@ -309,7 +309,8 @@ def test_the_real_sets_have_their_published_sizes():
     loaded = {name: load(name, str(REAL)) for name in mirrored}
     raw = {name: each.raw_rows for name, each in loaded.items()}
     assert raw == {
-        "hendrycks_math": 7500, "hendrycks_math-train": 7500, "hendrycks_math-test": 5000, "numinamath-cot": 1289, "beyond-aime": 100, "omni-math-2": 2821, "olympiadbench": 675,
+        "hendrycks_math": 7500, "hendrycks_math-train": 7500, "hendrycks_math-test": 5000, "numinamath-cot": 1289,
+        "beyond-aime": 100, "omni-math-2": 2821, "olympiadbench": 675,
         "aimo-validation-aime": 90, "aime_1983_2023": 975, "math-500": 500, "gsm8k": 1319,
     }  # fmt: skip
     assert raw["hendrycks_math"] - loaded["hendrycks_math"].reasons["level below 4 or unknown"] == 3994

@@ -17,6 +17,7 @@ from ssd.records import Problem, Sample
 TRUNCATE_FIRST = "truncate_first"
 MAX_TEMPERATURE = 2.0  # that vLLM takes
 ENGINES = ("vllm", "transformers", "openai", "ray", "replay")
+LOCAL = ("vllm", "transformers")  # they use the GPU of this machine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,12 +138,16 @@ def open_engine(engine: str, model: str, requests: Sequence[Request]) -> Engine:
     Raises
     ------
     ValueError
-        If the engine is unknown or not installed, its place is not there, it has no GPU where it needs one, it cannot
-        honour a decoding, or a prompt with its cap is longer than the model's context.
+        If the engine is unknown or not installed, its place is not there, it has no GPU where it needs one or too old
+        a driver, it cannot honour a decoding, or a prompt with its cap is longer than the model's context.
     """
     name, _, place = engine.partition(":")
     if name not in ENGINES:
         raise ValueError(f"engine={name!r} is not one of {', '.join(ENGINES)}")
+    if name in LOCAL:
+        from ssd import driver  # torch takes seconds to load
+
+        driver.check()
     try:
         match name:
             case "vllm":

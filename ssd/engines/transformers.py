@@ -1,6 +1,7 @@
 """transformers' `generate` as an engine: the laptop's fallback, one batch of one decoding at a time."""
 
 import collections
+import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +32,8 @@ class TransformersEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.num_gpus = float(torch.cuda.is_available())
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        self.model = models.load_weights(model, dtype).to(self.device).eval()
+        with _memory_errors():
+            self.model = models.load_weights(model, dtype).to(self.device).eval()
         eos_ids = self.model.generation_config.eos_token_id
         self.eos_ids = set(eos_ids) if isinstance(eos_ids, list) else {eos_ids}
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos_ids)
@@ -44,7 +46,9 @@ class TransformersEngine:
         size = max(1, min(MAX_BATCH, TOKENS_IN_FLIGHT // self.max_model_len))
         for _, same_decoding in itertools.groupby(requests, key=lambda request: request.decoding):
             while batch := list(itertools.islice(same_decoding, size)):
-                yield from self._complete(batch)
+                with _memory_errors():
+                    samples = self._complete(batch)
+                yield from samples
 
     @torch.inference_mode()
     def _complete(self, batch: Sequence[Request]) -> list[Sample]:
@@ -84,6 +88,18 @@ class TransformersEngine:
                 )
             )
         return samples
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """ValueError that says what to do where the GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"engine=transformers: {str(error).split('. ')[0]}; end other processes on the GPU (nvidia-smi lists "
+            "them), or use engine=vllm"
+        ) from error
 
 
 class _Sampler(transformers.LogitsProcessor):

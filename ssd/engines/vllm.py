@@ -1,5 +1,6 @@
 """vLLM in process as an engine: every request is in flight at once, each leaves as it finishes."""
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
@@ -43,6 +45,16 @@ from ssd.records import Sample
 CPU_CACHE_BYTES = 512 << 20
 MAX_NUM_SEQS = 512  # at once on a GPU: as many as vLLM has CUDA graphs for; beyond them a token costs 1.4 times as much
 PARALLEL = ("tensor_parallel_size", "data_parallel_size")
+MORE_GPUS = "lay the model over several GPUs (engine=vllm:tensor_parallel_size=2)"
+OTHER_PROCESSES = "end other processes on the GPU (nvidia-smi lists them)"
+# What to do where vLLM lacks memory, by a part of its message, which advises settings that a step does not have.
+REMEDIES = {
+    "No available memory for the cache blocks": f"{OTHER_PROCESSES}, {MORE_GPUS}, or give a smaller model",
+    "To serve at least one request": f"lower max_tokens, {OTHER_PROCESSES}, or {MORE_GPUS}",
+    "less than desired GPU memory utilization": OTHER_PROCESSES,
+    "out of memory": f"{OTHER_PROCESSES}, {MORE_GPUS}, or give a smaller model",
+    "root cause": f"its message is above; where it lacks memory, lower max_tokens, {OTHER_PROCESSES}, or {MORE_GPUS}",
+}
 
 
 class VLLMEngine:
@@ -70,7 +82,8 @@ class VLLMEngine:
         else:
             if base := adapters.base_of(model):
                 adapters.beside(models.load_empty(base), model)
-            self.llm = vllm.LLM(**arguments(model, length, first) | settings)
+            with _memory_errors():
+                self.llm = vllm.LLM(**arguments(model, length, first) | settings)
             if base:
                 self.adapter = LoRARequest("adapter", 1, model)
                 self._check_adapter(_prompt(requests[0]))
@@ -99,7 +112,9 @@ class VLLMEngine:
             in_flight[str(number)] = request
             engine.add_request(str(number), _prompt(request), _sampling_params(request), lora_request=self.adapter)
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            with _memory_errors():
+                outputs = engine.step()
+            for output in outputs:
                 if output.finished:
                     yield _sample(in_flight.pop(output.request_id), output.outputs[0], self.tokenizer)
 
@@ -112,7 +127,8 @@ class AsyncVLLM(Place):
         self.tokenizer = models.load_tokenizer(model)
         settings = {"disable_log_stats": True} | arguments(model, max_model_len, truncate_first) | settings
         engine_args = vllm.AsyncEngineArgs(**settings)
-        self.llm = AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
+        with _memory_errors():
+            self.llm = AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
         self.num_calls = 0
 
     async def complete(self, request: Request) -> Sample:
@@ -155,6 +171,18 @@ def arguments(model: str, max_model_len: int, truncate_first: bool) -> dict[str,
     if config.model_type.startswith("qwen3_5") and torch.cuda.is_available():
         settings["additional_config"] = {"gdn_prefill_backend": "triton"}
     return settings
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """ValueError with one of REMEDIES where vLLM ends for want of memory."""
+    try:
+        yield
+    except (ValueError, RuntimeError, EngineDeadError) as error:
+        remedy = next((remedy for part, remedy in REMEDIES.items() if part in str(error)), None)
+        if remedy is None:
+            raise
+        raise ValueError(f"engine=vllm: {str(error).split('. ')[0]}; {remedy}") from error
 
 
 def _parallelism(place: str) -> Mapping[str, int]:

@@ -159,11 +159,7 @@ def _fit(
     lengths = [len(ids) for ids in dataset["input_ids"]]
     longest = max(lengths)
     batch_size = global_batch_size // num_processes
-    micro_batch_size = next(
-        size
-        for size in range(max(1, min(batch_size // LEAST_MICRO_BATCHES, TOKENS_PER_MICRO_BATCH // longest)), 0, -1)
-        if batch_size % size == 0
-    )
+    micro_batch_size = _micro_batch_size(batch_size, longest)
     config = trl.SFTConfig(
         output_dir=str(folder),
         learning_rate=lr,
@@ -236,10 +232,30 @@ def _fit(
     try:
         trainer.train(resume_from_checkpoint=newest)
     except torch.OutOfMemoryError as error:
+        less = _less_at_a_time(global_batch_size, num_processes, longest)
+        lower = " and ".join(f"{name} to {value}" for name, value in less.items())
         raise ValueError(
             f"out of GPU memory at step {trainer.state.global_step} with {micro_batch_size} sequences of up to "
-            f"{longest} tokens at a time; lower max_length={max_length}, or train an adapter (lora_rank=64)"
+            f"{longest} tokens at a time (global_batch_size={global_batch_size}, max_length={max_length}); lower "
+            f"{lower}, or {'use more GPUs' if lora_rank else 'train an adapter (lora_rank=64)'}"
         ) from error
+
+
+def _micro_batch_size(batch_size: int, longest: int) -> int:
+    """Sequences at a time of the `batch_size` that one process has a step."""
+    most = max(1, min(batch_size // LEAST_MICRO_BATCHES, TOKENS_PER_MICRO_BATCH // longest))
+    return next(size for size in range(most, 0, -1) if batch_size % size == 0)
+
+
+def _less_at_a_time(global_batch_size: int, num_processes: int, longest: int) -> dict[str, int]:
+    """Settings, by name, that halve the tokens of a micro-batch.
+
+    Shorter sequences alone do not: more of them would then be taken at a time.
+    """
+    size = _micro_batch_size(global_batch_size // num_processes, longest)
+    fewer = LEAST_MICRO_BATCHES * num_processes * max(1, size // 2)
+    less = {"global_batch_size": fewer} if fewer < global_batch_size else {}
+    return less if size > 1 else less | {"max_length": longest // 2}
 
 
 def _check_kernels(model: str) -> None:
@@ -267,12 +283,15 @@ def _check_room(
 ) -> None:
     """Refuse what cannot fit: float32 weights, gradients and two moments on the GPU, the checkpoints on the disk."""
     num_parameters, num_trained = weights.num_parameters(), weights.num_parameters(only_trainable=True)
-    if torch.cuda.is_available() and not is_adapter:
+    if torch.cuda.is_available():
+        parts, remedy = "weights, gradients and moments", "use more GPUs, or train an adapter (lora_rank=64)"
+        if is_adapter:  # whose own are few
+            num_trained, parts, remedy = 0, "weights", "use more GPUs, or a smaller model"
         free, needed = torch.cuda.mem_get_info()[0], (12 * num_trained + 4 * num_parameters) / num_processes
         if needed > free:
             raise ValueError(
-                f"training {num_trained:,} weights takes {needed / 2**30:.0f} GiB for weights, gradients and "
-                f"moments alone, and the GPU has {free / 2**30:.0f} GiB free; train an adapter (lora_rank=64)"
+                f"training a model of {num_parameters:,} weights takes {needed / 2**30:.0f} GiB on each GPU for "
+                f"{parts} alone, and {free / 2**30:.0f} GiB are free; {remedy}"
             )
     # A checkpoint: float32 weights (twice, where they are gathered from several GPUs) and moments to go on from, and
     # weights to export, at most float32.

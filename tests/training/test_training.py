@@ -331,6 +331,51 @@ def test_what_cannot_fit_on_the_disk_is_refused_before_it_is_computed(lab_model,
         train(lab_model, rows(samples, 256).dataset, tmp_path, global_batch_size=16, on_log=None, **SETTINGS)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 6, 8, 32, 128])
+@pytest.mark.parametrize("longest", [500, 3000, 9000, 32768, 50000])
+def test_what_a_training_out_of_memory_advises_halves_what_is_computed_at_a_time(batch_size, longest):
+    for num_processes in (1, 2):
+        less = sft._less_at_a_time(batch_size * num_processes, num_processes, longest)
+        smaller = less.get("global_batch_size", batch_size * num_processes) // num_processes
+        shorter = less.get("max_length", longest)
+        before, after = (
+            length * sft._micro_batch_size(size, length) for size, length in ((batch_size, longest), (smaller, shorter))
+        )
+        assert after <= before / 2
+
+
+@pytest.mark.parametrize(("lora_rank", "otherwise"), [(0, r"train an adapter \(lora_rank=64\)"), (4, "use more GPUs")])
+def test_a_training_out_of_memory_names_what_to_lower(lab_model, samples, tmp_path, monkeypatch, lora_rank, otherwise):
+    original = trl.SFTTrainer.compute_loss
+
+    def broken(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", broken)
+    message = r"at step 1 with 4 sequences of up to \d+ tokens at a time .*; lower global_batch_size to 8, or "
+    with pytest.raises(ValueError, match=f"{message}{otherwise}$"):
+        dataset, settings = rows(samples, 256).dataset, SETTINGS | {"lora_rank": lora_rank}
+        train(lab_model, dataset, tmp_path, global_batch_size=16, on_log=lambda *_: None, **settings)
+
+
+@pytest.mark.parametrize(
+    ("lora_rank", "message"),
+    [
+        (0, "GiB on each GPU for weights, gradients and moments alone, .*lora_rank=64"),
+        (4, "for weights alone, .*smaller"),
+    ],
+)
+def test_what_cannot_fit_on_the_gpu_is_refused_before_it_is_computed(
+    lab_model, tmp_path, monkeypatch, lora_rank, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 1000))
+    with pytest.raises(ValueError, match=message):
+        sft._check_room(models.load_weights(lab_model, torch.float32), tmp_path, 1, bool(lora_rank), 1)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training_and_says_where(lab_model, samples, tmp_path, monkeypatch):
     steps = []
     original = trl.SFTTrainer.compute_loss
