@@ -98,23 +98,23 @@ class Sampler:
     ) -> dict[str, Generated]:
         """Draw `n` samples a problem at each of the named decodings into `folder`/NAME.
 
-        What the folders hold already, of these and of other problems, is not drawn again.
+        What the folders hold already is not drawn again; what they hold of other problems is not returned.
         """
-        waiting, every_request, drawn = {}, [], dict.fromkeys(decodings)
+        waiting, asked, drawn = {}, {}, dict.fromkeys(decodings)
         for name, decoding in decodings.items():
-            requests = self.requests(problems, decoding, n, seed)
+            asked[name] = self.requests(problems, decoding, n, seed)
             settings = dataclasses.asdict(decoding) | {"stop": list(decoding.stop)}  # as JSON gives it back
             manifest = self.shared | {"seed": seed, "n": n, "decoding": settings}
-            every_request += requests
-            waiting[name] = pending(folder / name, requests, manifest)
+            waiting[name] = pending(folder / name, asked[name], manifest)
         if any(waiting.values()):
+            every_request = [request for requests in asked.values() for request in requests]
             self.loaded = self.loaded or open_engine(self.engine, self.model, [*every_request, *self.expected])
             for name, requests in waiting.items():
                 if requests:
                     num_stored = len(problems) * n - len(requests)
                     description = str(decodings[name])
                     drawn[name] = sample(self.loaded, requests, folder / name, num_stored, description)
-        return {name: load(folder / name)._replace(drawn=part) for name, part in drawn.items()}
+        return {name: completed(folder / name, asked[name])._replace(drawn=part) for name, part in drawn.items()}
 
     def close(self) -> None:
         """Give the accelerator back, for what is opened or launched next."""
@@ -149,6 +149,19 @@ def load(folder: Path) -> Generated:
     return Generated(stored(folder), json.loads((folder / MANIFEST).read_text()))
 
 
+def completed(folder: Path, requests: Sequence[Request]) -> Generated:
+    """What `folder` holds of `requests`, each once; ValueError where one is missing."""
+    generated = load(folder)
+    asked = {_key(request) for request in requests}
+    samples = [sample for sample in generated.samples if _key(sample) in asked]
+    if len(samples) < len(asked):
+        raise ValueError(
+            f"{folder} holds {len(samples):,} of the {len(asked):,} samples that were asked for: files were removed "
+            "while they were drawn; give the same command again, and the rest is drawn"
+        )
+    return generated._replace(samples=samples)
+
+
 def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> list[Request]:
     """Requests that `folder` does not hold yet; begins the folder where there is none.
 
@@ -172,15 +185,19 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(dict(manifest), indent=1, sort_keys=True))
         partial.replace(path)
-    done = {(sample.problem_id, sample.sample_index) for sample in stored(folder)}
-    return [request for request in requests if (request.problem_id, request.sample_index) not in done]
+    done = records.ids(folder)
+    return [request for request in requests if _key(request) not in done]
 
 
 def stored(folder: Path) -> list[Sample]:
     """Samples in `folder`, in order of problem id and sample index, so that equal content is equal order."""
     if not any(folder.glob("*.parquet")):
         return []
-    return sorted(records.read(folder, Sample), key=lambda sample: (sample.problem_id, sample.sample_index))
+    return sorted(records.read(folder, Sample), key=_key)
+
+
+def _key(row: Request | Sample) -> tuple[str, int]:
+    return row.problem_id, row.sample_index
 
 
 def sample(
@@ -188,12 +205,16 @@ def sample(
 ) -> Drawn:
     """Complete `requests` into shards of `folder`, each written atomically, beside the `num_stored` it holds."""
     finished_s, num_tokens, total, num_cut_off = [], [], 0, 0
+    awaited = {_key(request) for request in requests}
     with records.alone(folder), _Shards(folder) as shards:
         bar = tqdm(total=num_stored + len(requests), initial=num_stored, desc=description, mininterval=1)
         bar.bar_format = BAR_FORMAT
         with bar:
             began = time.monotonic()
             for completion in engine.generate(requests):
+                if _key(completion) not in awaited:
+                    raise RuntimeError(f"the engine gave {_key(completion)} twice, or without being asked for it")
+                awaited.remove(_key(completion))
                 shards.add(completion)
                 finished_s.append(time.monotonic() - began)
                 num_tokens.append(len(completion.token_ids))
@@ -210,7 +231,9 @@ class _Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.number = len(list(folder.glob("*.parquet")))
+        # Above the highest: where one was removed, their count is the number of one that is there.
+        numbers = [path.stem.removeprefix("part-") for path in folder.glob("part-*.parquet")]
+        self.number = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
         self.waiting: list[Sample] = []
         self.lock = threading.Lock()
         self.timer = threading.Timer(0, self.flush)

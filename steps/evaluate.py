@@ -10,6 +10,7 @@ Run:    mlflow run . -e evaluate -P model=runs:/ID/model
 """
 
 import argparse
+import collections
 import dataclasses
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def evaluate(step: tracking.Step) -> None:
             raise ValueError(
                 f"samples={args.samples} has none of {len(missing):,} of the {len(problems):,} problems in "
                 f"{args.problems}, as of {min(missing)}; give the problems that they were drawn for"
+            )
+        held, n = collections.Counter(sample.problem_id for sample in drawn.samples), drawn.manifest["n"]
+        if short := min((problem_id for problem_id, count in held.items() if count != n), default=None):
+            raise ValueError(
+                f"samples={args.samples} has {held[short]} samples of problem {short}, and its manifest says n={n}; a "
+                "file is missing there: copy the folder again, or sample again"
             )
         made_with = {name: drawn.manifest[name] for name in ("n", "seed", "engine")}
         made_with |= dataclasses.asdict(drawn.decoding) | {"arm": tracking.tag_of(args.samples, "arm", args.arm)}

@@ -177,8 +177,7 @@ class _Measured:
             standard = max(complete, key=np.mean, default=None)
             correct_PS = search.race(measure, standard, self.sizes, search.ALPHA)
             part = self.problems[: len(correct_PS)]
-            wanted = {problem.problem_id for problem in part}
-            generated = drawn[0]._replace(samples=[s for s in drawn[0].samples if s.problem_id in wanted], drawn=None)
+            generated = drawn[0]._replace(drawn=None)
             grades = [grade for problem in part for grade in graded[problem.problem_id]]
             with mlflow.start_run(nested=True) as run:
                 evaluation.log(self.step, arm, part, generated, grades)

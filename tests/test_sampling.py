@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ssd.records import Problem, Sample
 
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(10)]
 REQUESTS = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 60, seed=0)
+ASKED = {(request.problem_id, request.sample_index) for request in REQUESTS}
 MANIFEST = {"model": "m", "decoding": "T=1"}
 
 
@@ -45,6 +47,74 @@ def test_an_interrupted_run_goes_on_and_ends_with_each_sample_once(tmp_path):
     found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(tmp_path)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in REQUESTS)
     assert sampling.pending(tmp_path, REQUESTS, MANIFEST) == []
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_a_shard_that_was_removed_is_drawn_again_and_no_other_is_overwritten(tmp_path, removed):
+    """As the error about a damaged shard advises."""
+    with pytest.raises(KeyboardInterrupt):
+        sampling.sample(Echo(600 - 30), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
+    shards = sorted(tmp_path.glob("*.parquet"))
+    assert len(shards) == 3
+    shards[removed].unlink()
+    sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
+    assert {(s.problem_id, s.sample_index) for s in sampling.completed(tmp_path, REQUESTS).samples} == ASKED
+    assert {shard for number, shard in enumerate(shards) if number != removed} <= set(tmp_path.glob("*.parquet"))
+
+
+def test_samples_whose_file_vanishes_while_others_are_drawn_are_missed_and_drawn_by_the_next_command(
+    tmp_path, lab_model, monkeypatch
+):
+    class Losing(Echo):
+        def generate(self, requests):
+            for number, sample in enumerate(super().generate(requests)):
+                if number == 300 and len(requests) == len(REQUESTS):
+                    (tmp_path / "a" / "part-000000.parquet").unlink()
+                yield sample
+
+    monkeypatch.setattr(sampling, "open_engine", lambda *_: Losing())
+    sampler = sampling.Sampler(lab_model, "transformers", "code")
+    with pytest.raises(ValueError, match="holds 344 of the 600 samples .*give the same command again"):
+        sampler.generate(PROBLEMS, {"a": Decoding()}, 60, 0, tmp_path)
+    generated = sampler.generate(PROBLEMS, {"a": Decoding()}, 60, 0, tmp_path)["a"]
+    assert {(s.problem_id, s.sample_index) for s in generated.samples} == ASKED
+    assert len(generated.samples) == len(REQUESTS) and len(generated.drawn.num_tokens) == 256
+
+
+def test_a_smaller_set_of_problems_gets_its_own_samples_alone_from_a_folder_with_more(tmp_path, lab_model, monkeypatch):
+    """A search that is killed in a trial begins it again with the smallest part of the problems."""
+    monkeypatch.setattr(sampling, "open_engine", lambda *_: Echo())
+    for num_problems in (10, 4):
+        sampler = sampling.Sampler(lab_model, "transformers", "code")
+        generated = sampler.generate(PROBLEMS[:num_problems], {"a": Decoding()}, 2, 0, tmp_path)["a"]
+        assert Counter(sample.problem_id for sample in generated.samples) == {f"p{i}": 2 for i in range(num_problems)}
+    assert generated.drawn is None
+
+
+def test_an_engine_that_gives_a_sample_twice_is_stopped_before_it_is_stored_twice(tmp_path):
+    class Doubling(Echo):
+        def generate(self, requests):
+            for sample in super().generate(requests):
+                yield from (sample, sample)
+
+    with pytest.raises(RuntimeError, match=r"gave \('p0', 0\) twice"):
+        sampling.sample(Doubling(), REQUESTS, tmp_path)
+    assert len(sampling.stored(tmp_path)) == 1
+
+
+def test_a_bit_that_flips_in_a_shard_changes_no_sample_unnoticed_and_its_file_is_named(tmp_path):
+    sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
+    shard, samples, num_noticed = tmp_path / "part-000001.parquet", sampling.stored(tmp_path), 0
+    whole = shard.read_bytes()
+    positions = range(40, len(whole) // 2, 97)
+    for position in positions:
+        shard.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            assert sampling.stored(tmp_path) == samples  # a page's header has idle parts
+        except ValueError as error:
+            assert re.search(r"part-000001.parquet: not a readable Parquet file .*; remove it", str(error))
+            num_noticed += 1
+    assert num_noticed > len(positions) / 2
 
 
 class Slow(Echo):

@@ -332,10 +332,11 @@ def test_a_killed_search_goes_on_and_all_of_its_trials_are_those_of_the_run_that
         "MLFLOW_TRACKING_URI": f"sqlite:///{sets}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "tests",
         "SSD_WORK_DIR": str(sets / "killed"),
     }  # fmt: skip
-    given = common(sets) | {"model": lab_model, "trials": 4, "seed": 1}
+    records.write(sets / "large.parquet", Problem, world.problems(120, 6))  # trials grow, from 60 problems
+    given = common(sets) | {"problems": sets / "large.parquet", "model": lab_model, "trials": 4, "seed": 1}
     command = [sys.executable, "-m", "steps.search", *(f"--{name}={value}" for name, value in given.items())]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    while not list(sets.glob("killed/search-*/trials/temperature-last-2/*.parquet")):
+    while not list(sets.glob("killed/search-*/trials/temperature-*/part-000001.parquet")):  # of a second part
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
