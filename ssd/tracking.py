@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -236,15 +237,39 @@ def read_json(uri: str) -> Any:
 
 def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
     """Log `rows` as an input of the run, with a digest over all of its content."""
-    if source.startswith("runs:/"):  # no source of a dataset may be written so
-        run_id, artifact = source.removeprefix("runs:/").split("/", 1)
-        source = get_artifact_uri(run_id, artifact)
+    source = _dataset_source(source)
     with warnings.catch_warnings():
         for hint in ("The specified dataset source can be interpreted", "Hint: Inferred schema contains integer"):
             warnings.filterwarnings("ignore", hint)
         dataset = mlflow.data.from_pandas(rows.to_pandas(), source=source, name=name, digest=digest(rows))
         mlflow.log_input(dataset, context=context)
     return dataset
+
+
+def _dataset_source(uri: str) -> str:
+    """`uri` as MLflow takes it for the source of a dataset: neither runs:/ nor mlflow-artifacts:/."""
+    if not uri.startswith("runs:/"):
+        return uri
+    run_id, artifact = uri.removeprefix("runs:/").split("/", 1)
+    resolved = get_artifact_uri(run_id, artifact)
+    is_served = resolved.startswith("mlflow-artifacts:")
+    return _served_at(mlflow.get_tracking_uri(), run_id, artifact) if is_served else resolved
+
+
+def _served_at(server: str, run_id: str, artifact: str) -> str:
+    """Address at which the tracking server `server` gives a file of a run, or lists a folder; without credentials.
+
+    >>> _served_at("https://me:secret@host:5000", "a1", "val.parquet")
+    'https://host:5000/get-artifact?run_uuid=a1&path=val.parquet'
+    >>> _served_at("http://host/mlflow/", "a1", "samples")
+    'http://host/mlflow/api/2.0/mlflow/artifacts/list?run_id=a1&path=samples'
+    """
+    parts = urllib.parse.urlsplit(server)
+    root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    path = urllib.parse.quote(artifact)
+    if Path(artifact).suffix:
+        return f"{root}/get-artifact?run_uuid={run_id}&path={path}"
+    return f"{root}/api/2.0/mlflow/artifacts/list?run_id={run_id}&path={path}"
 
 
 def tag_of(uri: str, tag: str, default: str) -> str:
