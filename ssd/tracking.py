@@ -103,6 +103,8 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     """
     texts = parameters.parse(name)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run ends as FAILED
+    with open(os.devnull) as nothing:  # no library may ask a person, or take what is piped in for an answer
+        os.dup2(nothing.fileno(), 0)
     _end_with_launcher()  # before MLflow takes the run's id out of the environment
     try:
         _check_writable(mlflow.get_tracking_uri())
