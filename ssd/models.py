@@ -114,6 +114,14 @@ def context_length(model: str) -> int:
     return load_config(model).get_text_config().max_position_embeddings
 
 
+def end_ids(model: str) -> set[int]:
+    """Tokens that end a completion, as the tokenizer, the config and generation_config.json name them."""
+    named = [load_tokenizer(model).eos_token_id, load_config(model).get_text_config().eos_token_id]
+    with contextlib.suppress(OSError):  # it has no such file
+        named.append(transformers.GenerationConfig.from_pretrained(model).eos_token_id)
+    return {token for each in named for token in (each if isinstance(each, list) else [each]) if token is not None}
+
+
 def digest(model: str) -> str:
     """Identity of `model`: of a folder, the SHA-256 of its weights and config; of a hub id, its commit."""
     folder, base = Path(model), adapters.base_of(model)
