@@ -42,6 +42,7 @@ from mlflow.tracking.artifact_utils import get_artifact_uri
 
 from ssd import adapters, engines, parameters, records
 from ssd.evidence import Overlap, StepRun
+from ssd.markdown import escaped
 
 LATEST = "latest"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -120,7 +121,9 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
                 mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
                 _run(name, parameters.typed(name, texts), body, inputs, run)
             except Exception as error:
-                mlflow.set_tags({"ssd.error": _first_line(error), "mlflow.note.content": f"**Failed:** {error}"})
+                mlflow.set_tags(
+                    {"ssd.error": _first_line(error), "mlflow.note.content": f"**Failed:** {escaped(error)}"}
+                )
                 raise
     except ValueError as error:
         _fail(str(error))
@@ -180,8 +183,8 @@ def _point_to(run_id: str, run: Run, reason: str) -> None:
         {
             "ssd.same_as": run_id,
             "mlflow.runName": f"-> {other.info.run_name}",
-            "mlflow.note.content": f"See run [{other.info.run_name}](#/experiments/{other.info.experiment_id}/runs/"
-            f"{run_id}): {reason}.",
+            "mlflow.note.content": f"See run [{escaped(other.info.run_name)}]"
+            f"(#/experiments/{other.info.experiment_id}/runs/{run_id}): {escaped(reason)}.",
         }
     )
     print(f"{run.info.run_name}: see run {run_id} ({other.info.run_name}): {reason}", flush=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import mlflow
 
 from ssd import evaluation, parameters, records, report, tracking
+from ssd.markdown import escaped
 from ssd.records import Problem
 
 
@@ -76,7 +77,7 @@ def _by_step(step: tracking.Step) -> None:
     step.log_json("by_step.json", {"decoding": str(decoding), "estimates": estimates})
     table = ["| training step | pass@1 |", "| ---: | --- |"]
     table += [f"| {number} | {report.percent(estimate)} |" for number, estimate in estimates.items()]
-    note = f"\n\n{estimates[0].n:,} problems at {decoding}; step 0 is the model before training."
+    note = f"\n\n{estimates[0].n:,} problems at {escaped(decoding)}; step 0 is the model before training."
     step.describe(f"{step.args.arm} · by training step · {decoding}", "\n".join(table) + note, arm=step.args.arm)
     mlflow.set_tags({"ssd.checkpoints_of": run.info.run_id, "split": Path(step.args.problems).stem})
 
@@ -100,7 +101,9 @@ def _choose(step: tracking.Step) -> None:
     step.log_json("decodings.json", {"candidates": rows, "best": best})
     mlflow.log_figure(report.candidates(rows), "figures/decodings.png")
     table = ["| family | best decoding | pass@1 on these problems |", "| --- | --- | --- |"]
-    table += [f"| {f} | {row['decoding']} | {report.percent(row['estimate'])} |" for f, row in best.items()]
+    table += [
+        f"| {escaped(f)} | {escaped(row['decoding'])} | {report.percent(row['estimate'])} |" for f, row in best.items()
+    ]
     note = "\n\nChosen on these problems, so these figures are no result on them."
     step.describe(f"{args.arm} · choose among {len(rows)} decodings", "\n".join(table) + note, arm=args.arm)
 
