@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import IO, Literal, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -167,18 +167,35 @@ def ids(folder: Path) -> set[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Hold `folder` for this process, or `shared` with others that do; ValueError where another one holds it.
+def alone(path: Path, shared: bool = False, waits: bool = False) -> Iterator[None]:
+    """Hold `path` for this process, or `shared` with others that do; ValueError where another one holds it.
 
-    A killed process holds nothing.
+    With `waits`, wait for that one. A killed process holds nothing; the last to hold it leaves no file.
     """
-    lock = folder.with_name(f".{folder.name}.lock")
-    with open(lock, "w") as stream:
-        try:
-            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is at work in {folder}; wait for it or end it") from None
-        yield
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(lock, "w") as stream:
+            try:
+                fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise ValueError(f"another process is at work in {path}; wait for it or end it") from None
+            if not _is_at(stream, lock):
+                continue  # who held it has removed it meanwhile
+            try:
+                yield
+            finally:
+                with contextlib.suppress(BlockingIOError):  # others share it
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_at(stream, lock):
+                        lock.unlink()
+            return
+
+
+def _is_at(stream: IO, path: Path) -> bool:
+    """Whether the open file is the one at `path`."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    return False
 
 
 def _defaults(kind: type[Record]) -> dict[str, object]:

@@ -38,6 +38,7 @@ import sqlalchemy.exc
 from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import ExecutionException, MlflowException
+from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
 from ssd import adapters, engines, parameters, records
@@ -55,6 +56,7 @@ SHARED = ("search",)  # several processes may be at the same work
 WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
 LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
+HALF_MADE = ("_alembic_tmp_", "duplicate column name")  # what SQLite says of such a store
 TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exceptions.RequestException, OSError)
 
 
@@ -108,13 +110,17 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
         os.dup2(nothing.fileno(), 0)
     _end_with_launcher()  # before MLflow takes the run's id out of the environment
     try:
-        _check_writable(mlflow.get_tracking_uri())
+        _prepare_store(mlflow.get_tracking_uri())
         run = mlflow.start_run(log_system_metrics=name in USES_GPU)
     except (*TRACKING_ERRORS, ValueError) as error:
-        _fail(
-            f"cannot use the tracking store {mlflow.get_tracking_uri()} ({_first_line(error)}); start its server, make "
-            "it writable or set MLFLOW_TRACKING_URI (a relative path counts from the project's folder)"
+        is_half = any(sign in str(error) for sign in HALF_MADE)
+        remedy = (
+            "MLflow was ended while it made this file: move it away, where it holds no runs, and give the command again"
+            if is_half
+            else "start its server, make it writable or set MLFLOW_TRACKING_URI (a relative path counts from the "
+            "project's folder)"
         )
+        _fail(f"cannot use the tracking store {mlflow.get_tracking_uri()} ({_first_line(error)}); {remedy}")
     try:
         with run:
             try:
@@ -548,10 +554,27 @@ def _end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _check_writable(uri: str) -> None:
-    """Fail at once where MLflow would try an unwritable SQLite file for two minutes."""
-    if uri.startswith("sqlite:///"):
-        open(uri.removeprefix("sqlite:///"), "ab").close()
+def _prepare_store(uri: str) -> None:
+    """Make the SQLite file of a tracking store, whole or not at all and by one process of several that need it.
+
+    MLflow would make it table by table, and try an unwritable one for two minutes.
+    """
+    if not uri.startswith("sqlite:"):
+        return
+    path = Path(sqlalchemy.engine.make_url(uri).database)
+    if not path.exists() or not path.stat().st_size:
+        with records.alone(path, waits=True):
+            if not path.exists() or not path.stat().st_size:
+                _make_store(path)
+    open(path, "ab").close()
+
+
+def _make_store(path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    for left in path.parent.glob(f"{partial.name}*"):  # by a kill: the file and its journal
+        left.unlink()
+    _get_sqlalchemy_store(f"sqlite:///{partial}", None).engine.dispose()
+    partial.replace(path)
 
 
 def _first_line(error: BaseException) -> str:

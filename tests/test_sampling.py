@@ -233,6 +233,7 @@ def test_a_folder_that_is_shared_is_nobodys_alone(tmp_path):
             held.enter_context(records.alone(folder))
     with contextlib.ExitStack() as held:
         held.enter_context(records.alone(folder))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
 def test_seeds_depend_on_the_problem_and_the_index_alone():
