@@ -57,6 +57,8 @@ WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; d
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
 LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
 HALF_MADE = ("_alembic_tmp_", "duplicate column name")  # what SQLite says of such a store
+READ_PAUSES_S = (1, 5, 15, 30, 60)  # before an answer that broke off is asked for again
+BROKEN_OFF = re.compile("Connection broken|IncompleteRead|Connection aborted|Connection reset|ended prematurely")
 TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exceptions.RequestException, OSError)
 
 
@@ -184,7 +186,7 @@ def _run(
 
 def _point_to(run_id: str, run: Run, reason: str) -> None:
     """End this run as a pointer: the work is another run's. Without `ssd.key`, nothing takes it for a result."""
-    other = mlflow.get_run(run_id)
+    other = run_of(f"runs:/{run_id}")
     mlflow.set_tags(
         {
             "ssd.same_as": run_id,
@@ -217,7 +219,7 @@ def launch(entry_point: str, preset: str, overrides: Mapping[str, Any]) -> str:
         experiment_id=active.info.experiment_id,
         env_manager=active.data.tags.get("mlflow.project.env", "local"),
     )
-    return mlflow.get_run(submitted.run_id).data.tags.get("ssd.same_as", submitted.run_id)
+    return run_of(f"runs:/{submitted.run_id}").data.tags.get("ssd.same_as", submitted.run_id)
 
 
 def find_finished(key: str) -> str | None:
@@ -236,9 +238,26 @@ def local_path(uri: str) -> str:
     if not uri.startswith(("runs:/", "models:/")):
         return uri
     try:
-        return mlflow.artifacts.download_artifacts(uri)
+        return _patiently(lambda: _downloaded(uri))
     except TRACKING_ERRORS as error:
-        raise ValueError(f"{uri}: no such artifact ({_first_line(error)}); look up the run's id in the UI") from error
+        line = " ".join(str(error).split())
+        if _broke_off(error):
+            raise ValueError(
+                f"{uri} cannot be read from the tracking store {mlflow.get_tracking_uri()}, whose answers break off "
+                f"({line}); see its log and give the same command again"
+            ) from error
+        raise ValueError(f"{uri}: no such artifact ({line}); look up the run's id in the UI") from error
+
+
+def _downloaded(uri: str) -> str:
+    if uri.startswith("runs:/"):
+        run_id, _, artifact = uri.removeprefix("runs:/").partition("/")
+        try:
+            return mlflow.artifacts.download_artifacts(get_artifact_uri(run_id, artifact))
+        except TRACKING_ERRORS as error:  # of a runs:/ URI, which a logged model may hold, too, MLflow hides the cause
+            if _broke_off(error):
+                raise
+    return mlflow.artifacts.download_artifacts(uri)
 
 
 def read_json(uri: str) -> Any:
@@ -293,7 +312,7 @@ def run_of(uri: str) -> Run:
     if not uri.startswith("runs:/"):
         raise ValueError(f"{uri} is no artifact of a run; give runs:/ID/path")
     try:
-        return mlflow.get_run(uri.split("/")[1])
+        return _patiently(lambda: mlflow.get_run(uri.split("/")[1]))
     except MlflowException as error:
         raise ValueError(f"{uri}: {_first_line(error)}; look up the run's id in the UI") from error
 
@@ -346,7 +365,7 @@ def overlap(prepared: StepRun) -> Overlap:
 def parent(uri: str) -> Run | None:
     """The run that launched the one that `uri` (`runs:/ID/path`) points into."""
     run_id = run_of(uri).data.tags.get("mlflow.parentRunId")
-    return mlflow.get_run(run_id) if run_id else None
+    return run_of(f"runs:/{run_id}") if run_id else None
 
 
 def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> str:
@@ -515,9 +534,28 @@ def code_version() -> tuple[str, bool]:
 
 
 def _search(query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-    return mlflow.search_runs(
-        [mlflow.active_run().info.experiment_id], query, view, order_by=["start_time DESC"], output_format="list"
-    )
+    experiments = [mlflow.active_run().info.experiment_id]
+    order = {"order_by": ["start_time DESC"], "output_format": "list"}
+    return _patiently(lambda: mlflow.search_runs(experiments, query, view, **order))
+
+
+def _patiently(read: Callable[[], Any]) -> Any:
+    """What `read` gives, asked for again where the answer breaks off: MLflow repeats only what got no answer."""
+    for pause_s in READ_PAUSES_S:
+        try:
+            return read()
+        except TRACKING_ERRORS as error:
+            if not _broke_off(error):
+                raise
+        time.sleep(pause_s)
+    return read()
+
+
+def _broke_off(error: BaseException | None) -> bool:
+    """Whether an answer that ended too early is the error or the cause of it."""
+    if error is None:
+        return False
+    return bool(BROKEN_OFF.search(str(error))) or _broke_off(error.__cause__ or error.__context__)
 
 
 def _end_orphans(entry_point: str) -> None:
