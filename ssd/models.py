@@ -156,6 +156,9 @@ def _tensor_files(folder: str) -> dict[str, Path]:
     """File of each tensor in `folder`, by name."""
     found = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
-        with safetensors.safe_open(file, "pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
+        try:
+            with safetensors.safe_open(file, "pt") as tensors:
+                found |= dict.fromkeys(tensors.keys(), file)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is cut short or damaged ({error}); copy the model again") from error
     return found

@@ -144,9 +144,27 @@ def generate(
 
 def load(folder: Path) -> Generated:
     """What an earlier run has drawn into `folder`."""
-    if not (folder / MANIFEST).exists():
+    file = folder / MANIFEST
+    if not file.exists():
         raise ValueError(f"{folder} has no {MANIFEST}; give the samples/ of a run of sample, baseline or evaluate")
-    return Generated(stored(folder), json.loads((folder / MANIFEST).read_text()))
+    manifest = _manifest(file)
+    try:
+        missing = {"model", "prompt", "thinks", "engine", "seed", "n"} - manifest.keys()
+        if missing:
+            raise ValueError(f"it does not say {min(missing)}")
+        Decoding(**manifest.get("decoding", {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not what a run wrote ({error}); copy the folder again") from error
+    return Generated(stored(folder), manifest)
+
+
+def _manifest(file: Path) -> dict:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} holds no JSON object ({error}); copy the folder again, or remove it to draw its samples anew"
+        ) from error
 
 
 def completed(folder: Path, requests: Sequence[Request]) -> Generated:
@@ -173,7 +191,7 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if path.exists():
-        begun = json.loads(path.read_text())
+        begun = _manifest(path)
         differs = sorted(key for key in begun.keys() | manifest.keys() if begun.get(key) != manifest.get(key))
         if differs:
             key = differs[0]

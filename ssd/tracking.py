@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -41,7 +40,7 @@ from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from ssd import adapters, engines, parameters, records
+from ssd import adapters, engines, parameters, processes, records
 from ssd.evidence import Overlap, StepRun
 from ssd.markdown import escaped
 
@@ -55,7 +54,7 @@ USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose", "search")  # 
 SHARED = ("search",)  # several processes may be at the same work
 WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
-LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
+LAUNCHER_ENV = "SSD_LAUNCHER"
 HALF_MADE = ("_alembic_tmp_", "duplicate column name")  # what SQLite says of such a store
 READ_PAUSES_S = (1, 5, 15, 30, 60)  # before an answer that broke off is asked for again
 BROKEN_OFF = re.compile("Connection broken|IncompleteRead|Connection aborted|Connection reset|ended prematurely")
@@ -126,7 +125,7 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     try:
         with run:
             try:
-                mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
+                mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.process": processes.this()})
                 _run(name, parameters.typed(name, texts), body, inputs, run)
             except Exception as error:
                 mlflow.set_tags(
@@ -151,7 +150,7 @@ def _run(
     if "mlflow.project.entryPoint" not in run.data.tags:
         mlflow.log_params(vars(args))
     given = vars(args).copy()
-    if LAUNCHER_PID_ENV not in os.environ and name != "main":
+    if LAUNCHER_ENV not in os.environ and name != "main":
         preset = parameters.load_preset(args.preset).get(name, {})
         args = argparse.Namespace(
             **{
@@ -170,7 +169,7 @@ def _run(
     by_preset = f" (preset {args.preset} sets {said})" if said else ""
     if done:
         return _point_to(done, run, f"a finished run has the same parameters, inputs and code{by_preset}")
-    if not clean and LAUNCHER_PID_ENV not in os.environ:
+    if not clean and LAUNCHER_ENV not in os.environ:
         print(f"{name}: {code}; finished runs are not reused", flush=True)
     if changes:
         # MLflow has recorded the parameters as they were given, and a record is not rewritten: a nested run has them.
@@ -211,7 +210,7 @@ def launch(entry_point: str, preset: str, overrides: Mapping[str, Any]) -> str:
         f"{key}={value}" for key, value in values.items() if value != parameters.defaults(entry_point)[key]
     )
     print(f"\n=== {entry_point} {given}", flush=True)
-    os.environ[LAUNCHER_PID_ENV] = str(os.getpid())
+    os.environ[LAUNCHER_ENV] = processes.this()
     submitted = mlflow.projects.run(
         uri=str(parameters.ROOT),
         entry_point=entry_point,
@@ -262,7 +261,10 @@ def _downloaded(uri: str) -> str:
 
 def read_json(uri: str) -> Any:
     """Content of the JSON file at `uri`."""
-    return json.loads(Path(local_path(uri)).read_text())
+    try:
+        return json.loads(Path(local_path(uri)).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{uri} is not JSON ({error}); it is damaged: give the command that wrote it again") from error
 
 
 def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
@@ -562,9 +564,9 @@ def _end_orphans(entry_point: str) -> None:
     """Mark runs of this step that a kill left RUNNING on this machine."""
     client = mlflow.MlflowClient()
     for run in _search(f"tags.step = '{entry_point}' and attributes.status = 'RUNNING'"):
-        if run.data.tags.get("ssd.host") == socket.gethostname() and not psutil.pid_exists(
-            int(run.data.tags["ssd.pid"])
-        ):
+        tags = run.data.tags
+        process = tags.get("ssd.process")
+        if process and tags.get("ssd.host") == socket.gethostname() and not processes.is_alive(process):
             _end(client, run.info.run_id)
 
 
@@ -578,12 +580,12 @@ def _end(client: mlflow.MlflowClient, run_id: str) -> None:
 
 def _end_with_launcher() -> None:
     """End this process when the one that launched it is killed, so that a new `main` finds nobody at its work."""
-    launcher, parent = os.environ.get(LAUNCHER_PID_ENV), os.getppid()
+    launcher, parent = os.environ.get(LAUNCHER_ENV), os.getppid()
     if "MLFLOW_RUN_ID" not in os.environ:
         return  # started by hand, perhaps to outlive its shell
 
     def watch() -> None:
-        while os.getppid() == parent and (launcher is None or psutil.pid_exists(int(launcher))):
+        while os.getppid() == parent and (launcher is None or processes.is_alive(launcher)):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)  # the main thread may be long in one call

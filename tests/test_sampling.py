@@ -20,7 +20,8 @@ from ssd.records import Problem, Sample
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(10)]
 REQUESTS = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 60, seed=0)
 ASKED = {(request.problem_id, request.sample_index) for request in REQUESTS}
-MANIFEST = {"model": "m", "decoding": "T=1"}
+MANIFEST = {"model": "m", "prompt": "?", "thinks": False, "engine": "echo", "seed": 0, "n": 60}
+MANIFEST |= {"decoding": {"temperature": 1.0}}
 
 
 class Echo:
@@ -210,8 +211,16 @@ def test_samples_are_on_disk_before_the_run_ends(tmp_path):
 
 def test_a_folder_begun_with_other_settings_is_refused_by_name(tmp_path):
     sampling.pending(tmp_path, REQUESTS, MANIFEST)
-    with pytest.raises(ValueError, match="decoding='T=1', not 'T=2'"):
-        sampling.pending(tmp_path, REQUESTS, MANIFEST | {"decoding": "T=2"})
+    with pytest.raises(ValueError, match="decoding={'temperature': 1.0}, not {'temperature': 2.0}"):
+        sampling.pending(tmp_path, REQUESTS, MANIFEST | {"decoding": {"temperature": 2.0}})
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model": "m', "null", "{}", '{"n": 1}', "[" * 100_000, "\udcff"])
+def test_a_damaged_manifest_is_refused_by_name(tmp_path, content):
+    sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS[:3], MANIFEST), tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"manifest.json .*copy the folder again"):
+        sampling.load(tmp_path)
 
 
 def test_a_second_process_on_the_folder_is_refused(tmp_path):

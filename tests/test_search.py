@@ -215,6 +215,13 @@ def test_an_engine_is_opened_for_every_choice_of_a_space(tmp_path):
         ("a: {settings: {x: [1, 2]}, known: [{x: 1}]}", "it needs source, x"),
         ("a: {settings: {x: {low: 0.0, high: 1.0}}, known: [{x: 2.0, source: me}]}", "x=2.0, outside"),
         ("just words", "does not hold settings by family"),
+        ("a: {settings: null}", "space.yaml does not hold settings by family"),
+        ("a: {settings: {x: [1]}, known: [1]}", "space.yaml does not hold settings by family"),
+        ("a: {settings: {x: {low: 0.0, high: 1.0}}, known: [{x: high, source: me}]}", "x=high, outside"),
+        ("a: !!python/object/apply:os.system [ls]", "space.yaml is not YAML of plain values .*os.system"),
+        ("a: {settings: [", "space.yaml is not YAML of plain values .*line 1"),
+        ("[" * 5000, "space.yaml is not YAML that can be read: it is nested too deeply"),
+        ("a: &x [1]\nb: *x", "space.yaml is not YAML of plain values .*x is an alias"),
     ],
 )
 def test_a_space_that_means_nothing_is_refused_by_name(tmp_path, content, message):
