@@ -52,7 +52,7 @@ CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values ar
 ALWAYS_ANEW = ("main", "report")  # what is given by hand; a report finds what was added since
 USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose", "search")  # these log how busy the machine is
 SHARED = ("search",)  # several processes may be at the same work
-WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
+WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: the user's cache
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
 LAUNCHER_ENV = "SSD_LAUNCHER"
 HALF_MADE = ("_alembic_tmp_", "duplicate column name")  # what SQLite says of such a store
@@ -65,13 +65,14 @@ TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exc
 class Step:
     """A running step.
 
-    `args` are its parameters, inputs resolved to `runs:/ID/path`, a local path or a hub id; `work` is a folder that
-    survives a kill and is found again by the same work.
+    `args` are its parameters, inputs resolved to `runs:/ID/path`, a local path or a hub id; `key` is the identity of
+    its work; `work` is a folder that survives a kill and is found again by the same work.
     """
 
     name: str
     args: argparse.Namespace
     run_id: str
+    key: str
     work: Path
 
     def path(self, parameter: str) -> Path:
@@ -175,12 +176,27 @@ def _run(
         # MLflow has recorded the parameters as they were given, and a record is not rewritten: a nested run has them.
         return _point_to(launch(name, args.preset, vars(args)), run, f"launched for it{by_preset}")
     mlflow.set_tags({"ssd.key": key, "ssd.base_model": base_model, "ssd.code": code})
-    work = Path(os.environ.get(WORK_DIR_ENV, parameters.ROOT / "work")) / f"{name}-{key[:16]}"
+    work = _work_root() / f"{name}-{key[:16]}-{_store_id(run)}"
     work.mkdir(parents=True, exist_ok=True)
     with records.alone(work, shared=name in SHARED):
-        body(Step(name, args, run.info.run_id, work))
+        body(Step(name, args, run.info.run_id, key, work))
     with contextlib.suppress(ValueError), records.alone(work):  # the last process at it cleans up
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _work_root() -> Path:
+    """Folder of unfinished work: the user's, so that it is found again from another clone, as MLflow makes of a URL."""
+    if given := os.environ.get(WORK_DIR_ENV):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-math"
+
+
+def _store_id(run: Run) -> str:
+    """Identity of the experiment of `run`, and of its store: unfinished work names runs there."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:"):
+        uri = str(Path(sqlalchemy.engine.make_url(uri).database).resolve())
+    return hashlib.sha256(f"{uri} {run.info.experiment_id}".encode()).hexdigest()[:8]
 
 
 def _point_to(run_id: str, run: Run, reason: str) -> None:

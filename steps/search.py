@@ -225,7 +225,7 @@ def _storage(step: tracking.Step) -> optuna.storages.BaseStorage:
 
 
 def _study(step: tracking.Step, storage, family: str, space: Space) -> optuna.Study:
-    return search.open_study(storage, f"{step.work.name}-{family}", space, step.args.seed)
+    return search.open_study(storage, f"{step.name}-{step.key[:16]}-{family}", space, step.args.seed)
 
 
 def _confirm(step, storage, family: str, space: Space, best: Trial, attempt: search.Attempter, wait: bool):
