@@ -420,8 +420,9 @@ def metric_of(uri: str, metric: str) -> float:
 def digest(rows: pa.Table) -> str:
     """SHA-256 of every value of `rows`, in order; 32 hex digits (MLflow's own stops after 10,000 rows)."""
     content = hashlib.sha256(str(rows.schema.names).encode())
-    for row in rows.to_pylist():
-        content.update(json.dumps(list(row.values()), ensure_ascii=False, default=str).encode())
+    for batch in rows.to_batches(max_chunksize=1000):  # never a Python object for every row at once
+        for row in batch.to_pylist():
+            content.update(json.dumps(list(row.values()), ensure_ascii=False, default=str).encode())
     return content.hexdigest()[:32]
 
 
