@@ -220,11 +220,16 @@ def _key(row: Request | Sample) -> tuple[str, int]:
 
 def sample(
     engine: Engine, requests: Sequence[Request], folder: Path, num_stored: int = 0, description: str = "sample"
-) -> Drawn:
-    """Complete `requests` into shards of `folder`, each written atomically, beside the `num_stored` it holds."""
+) -> Drawn | None:
+    """Complete `requests` into shards of `folder`, each written atomically, beside the `num_stored` it holds.
+
+    What another process has stored since they were found to be missing is not drawn; None where that is all.
+    """
     finished_s, num_tokens, total, num_cut_off = [], [], 0, 0
-    awaited = {_key(request) for request in requests}
     with records.alone(folder), _Shards(folder) as shards:
+        stored_since = records.ids(folder)
+        requests = [request for request in requests if _key(request) not in stored_since]
+        awaited = {_key(request) for request in requests}
         bar = tqdm(total=num_stored + len(requests), initial=num_stored, desc=description, mininterval=1)
         bar.bar_format = BAR_FORMAT
         with bar:
@@ -241,7 +246,7 @@ def sample(
                 rate, cut_off = total / max(finished_s[-1], 1e-9), num_cut_off / len(num_tokens)
                 bar.set_postfix_str(f"{rate:,.0f} tokens/s, {cut_off:.1%} cut off", refresh=False)
                 bar.update()
-    return Drawn(finished_s, num_tokens, engine.num_gpus)
+    return Drawn(finished_s, num_tokens, engine.num_gpus) if finished_s else None
 
 
 class _Shards:
@@ -249,6 +254,8 @@ class _Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        for left in folder.glob(".part-*.partial"):  # by a kill
+            left.unlink()
         # Above the highest: where one was removed, their count is the number of one that is there.
         numbers = [path.stem.removeprefix("part-") for path in folder.glob("part-*.parquet")]
         self.number = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)

@@ -92,6 +92,13 @@ def test_a_smaller_set_of_problems_gets_its_own_samples_alone_from_a_folder_with
     assert generated.drawn is None
 
 
+def test_what_another_process_has_stored_meanwhile_is_not_drawn_again(tmp_path):
+    for count in (40, 0):
+        sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS[:count], MANIFEST), tmp_path)
+    assert sampling.sample(Echo(), REQUESTS[:40], tmp_path) is None
+    assert len(sampling.sample(Echo(), REQUESTS[:50], tmp_path).num_tokens) == 10
+
+
 def test_an_engine_that_gives_a_sample_twice_is_stopped_before_it_is_stored_twice(tmp_path):
     class Doubling(Echo):
         def generate(self, requests):
@@ -160,6 +167,7 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
     sampling.sample(Echo(), sampling.pending(folder, requests, MANIFEST), folder)
     found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(folder)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in requests)
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".parquet"}  # nothing half written is left
 
 
 def test_a_sample_is_on_disk_soon_though_the_next_is_long_in_coming(tmp_path, monkeypatch):
