@@ -35,7 +35,7 @@ def base_of(model: str) -> str | None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} holds no JSON object ({error}); copy the adapter again") from error
     base = config.get("base_model_name_or_path")
-    if config.get("peft_type") != "LORA" or not base:
+    if config.get("peft_type") != "LORA" or not base or not isinstance(base, str):
         raise ValueError(f"adapter {model} is not a LoRA adapter that names its base; {MERGE}")
     if (Path(base) / "adapter_config.json").exists():
         raise ValueError(f"adapter {model} has an adapter as its base, {base}; {MERGE}")

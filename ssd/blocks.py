@@ -6,7 +6,6 @@ Neither lets the text of a model or of a problem set be anything but text.
 import base64
 import io
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +14,9 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ssd import report
+from ssd.markdown import escaped, visible
 
 DPI = 130  # sharp enough for a phone
-KEPT = {"\n", "\t"}  # control characters that a text may have
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories that are not seen or move what is seen
-# What Markdown would take for more than text; a lone bracket or an underscore within a word it does not.
-MARKDOWN = re.compile(r"([\\`*|~$]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=[#\w])|(?<=\])[(\[]|^[\[#>]|^[+-](?=\s))")
 
 
 class Text(NamedTuple):
@@ -93,10 +89,10 @@ def html(title: str, parts: Sequence[Section]) -> str:
 
 def markdown(title: str, parts: Sequence[Section], level: int = 2) -> str:
     """The same blocks as Markdown; a figure is the artifact figures/NAME.png beside it."""
-    lines = [f"# {_escaped(title)}"] if title else []
+    lines = [f"# {escaped(title)}"] if title else []
     for part in parts:
         if part.title:
-            lines.append(f"{'#' * level} {_escaped(part.title)}")
+            lines.append(f"{'#' * level} {escaped(part.title)}")
         for block in part.blocks:
             lines.append(_as_markdown(block))
     return "\n\n".join(lines) + "\n"
@@ -110,40 +106,25 @@ def cut(text: str, max_chars: int, rest: str) -> str:
     return text[: text.rindex("\n\n", 0, max_chars - len(note))] + note
 
 
-def visible(text: str) -> str:
-    """`text` with each character that is not seen, or that moves what is seen, written as its code point.
-
-    >>> visible("a\\u202eb\\x1b[0m")
-    'a⟨U+202E⟩b⟨U+001B⟩[0m'
-    """
-    return "".join(
-        f"⟨U+{ord(char):04X}⟩" if char not in KEPT and unicodedata.category(char) in UNSEEN else char for char in text
-    )
-
-
 def _as_markdown(block: Block) -> str:
     match block:
         case Text(text, loud):
-            return f"**{_escaped(text)}**" if loud else _escaped(text)
+            return f"**{escaped(text)}**" if loud else escaped(text)
         case Bullets(lines):
-            return "\n".join(f"- {_escaped(line)}" for line in lines)
+            return "\n".join(f"- {escaped(line)}" for line in lines)
         case Table(header, rows):
             lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in rows)]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Picture(name, _, alt):
-            return f"![{_escaped(alt)}](figures/{name}.png)"
+            return f"![{escaped(alt)}](figures/{name}.png)"
         case Verbatim(caption, text):
             text = visible(text)
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-            return f"{_escaped(caption)}\n\n{fence}\n{text}\n{fence}"
+            return f"{escaped(caption)}\n\n{fence}\n{text}\n{fence}"
 
 
 def _cell(cell: str | Link) -> str:
-    return f"[{_escaped(cell.text)}]({cell.href})" if isinstance(cell, Link) else _escaped(cell)
-
-
-def _escaped(text: str) -> str:
-    return MARKDOWN.sub(r"\\\1", visible(text).replace("\n", " "))
+    return f"[{escaped(cell.text)}]({cell.href})" if isinstance(cell, Link) else escaped(cell)
 
 
 def png(figure: Figure) -> bytes:

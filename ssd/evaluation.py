@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ssd import grading, records, report, tracking
 from ssd.engines import Decoding
+from ssd.markdown import escaped
 from ssd.records import Grade, Problem, Sample
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
@@ -121,8 +122,8 @@ def log(
     }
     mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
     description = (
-        f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {name} ({len(samples) // estimate.n} "
-        f"samples each) at {decoded}.\n\n"
+        f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {escaped(name)} "
+        f"({len(samples) // estimate.n} samples each) at {escaped(decoded)}.\n\n"
         + ", ".join(f"{outcome} {count:,}" for outcome, count in grading.outcome_counts(grades).items())
         + "\n\n"
         + report.estimates(estimates, groups)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from ssd.markdown import escaped
 from ssd.report import percent, points
 from ssd.stats.estimate import Estimate
 
@@ -12,7 +13,7 @@ def verdict(found: Mapping) -> str:
     sentences = "".join(f"\n- {sentence}" for sentence in _sentences(found, table, _trained(found)))
     return (
         f"{found['num_texts']:,} texts of {found['num_problems']:,} problems, {found['num_positions']:,} positions; "
-        f"training truncation {found['truncation']}. Intervals are 95%, over problems.\n{sentences}"
+        f"training truncation {escaped(found['truncation'])}. Intervals are 95%, over problems.\n{sentences}"
     )
 
 
@@ -86,7 +87,7 @@ def page(found: Mapping) -> str:
         outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(row["outcomes"].items()))
         tokens = row["tokens"]
         shown = f"{tokens.value:,.1f} [{tokens.ci_low:,.1f}, {tokens.ci_high:,.1f}]"
-        lines.append(f"| {row['arm']} | {row['num_texts']:,} | {shown} | {outcomes} |")
+        lines.append(f"| {escaped(row['arm'])} | {row['num_texts']:,} | {shown} | {outcomes} |")
     return "\n".join(lines)
 
 

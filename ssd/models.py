@@ -8,6 +8,7 @@ import functools
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -42,13 +43,7 @@ def load_config(model: str) -> transformers.PretrainedConfig:
         _check_weights(folder)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"model folder {model} has no config.json; give a folder that save_pretrained wrote")
-    try:
-        return transformers.AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {model!r} is neither a local folder nor reachable on the hub "
-            f"({str(error).splitlines()[0]}); download it and give its folder"
-        ) from error
+    return _load(transformers.AutoConfig, model, "config")
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
@@ -58,7 +53,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     source = base if base and not _has_tokenizer(model) else model
     if Path(source).is_dir() and not _has_tokenizer(source):
         raise ValueError(f"model folder {source} has no tokenizer; copy the base model's tokenizer files into it")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer = _load(transformers.AutoTokenizer, source, "tokenizer")
     largest, num_rows = max(tokenizer.get_vocab().values()), load_config(model).get_text_config().vocab_size
     if largest >= num_rows:
         remedy = adapters.MERGE if base else "copy the files of the tokenizer that it was trained with into its folder"
@@ -71,6 +66,27 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
             "to the model folder"
         )
     return tokenizer
+
+
+def _load(loader: type, model: str, part: str, **options: Any) -> Any:
+    """What `loader` makes of `model`, without running code that comes with it and without asking whether to."""
+    try:
+        return loader.from_pretrained(model, trust_remote_code=False, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the parsers of a tokenizer raise just this
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"the {part} of model {model!r} needs code that comes with it, which is never run; give a model whose "
+                f"classes transformers {transformers.__version__} has"
+            ) from error
+        if Path(model).is_dir():
+            raise ValueError(f"the {part} in model folder {model} cannot be read ({line}); copy it again") from error
+        raise ValueError(
+            f"model {model!r} is neither a local folder nor reachable on the hub ({line}); download it and give its "
+            "folder"
+        ) from error
 
 
 def _has_tokenizer(folder: str) -> bool:
@@ -94,7 +110,7 @@ def load_weights(model: str, dtype: torch.dtype | str) -> transformers.PreTraine
     if base := adapters.base_of(model):
         of_base = config.get_text_config().dtype or torch.float32
         return adapters.merge(load_weights(base, torch.float32), model).to(of_base if dtype == "auto" else dtype)
-    return _class_of(model, config).from_pretrained(model, dtype=dtype, use_safetensors=True)
+    return _load(_class_of(model, config), model, "weights", dtype=dtype, use_safetensors=True)
 
 
 def load_empty(model: str) -> transformers.PreTrainedModel:
@@ -123,6 +139,14 @@ def save_tokenizer(model: str, folder: str | Path) -> None:
 def context_length(model: str) -> int:
     """Longest sequence of `model`, in tokens."""
     return load_config(model).get_text_config().max_position_embeddings
+
+
+def end_ids(model: str) -> set[int]:
+    """Tokens that end a completion, as the tokenizer, the config and generation_config.json name them."""
+    named = [load_tokenizer(model).eos_token_id, load_config(model).get_text_config().eos_token_id]
+    with contextlib.suppress(OSError):  # it has no such file
+        named.append(transformers.GenerationConfig.from_pretrained(model).eos_token_id)
+    return {token for each in named for token in (each if isinstance(each, list) else [each]) if token is not None}
 
 
 def digest(model: str) -> str:
@@ -158,6 +182,9 @@ def _tensor_files(folder: str) -> dict[str, Path]:
     """File of each tensor in `folder`, by name."""
     found = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
-        with safetensors.safe_open(file, "pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
+        try:
+            with safetensors.safe_open(file, "pt") as tensors:
+                found |= dict.fromkeys(tensors.keys(), file)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is cut short or damaged ({error}); copy the model again") from error
     return found

@@ -12,6 +12,7 @@ from ssd import report, splits
 from ssd.blocks import Block, Bullets, Link, Picture, Section, Table, Text, Verbatim, cut, markdown, png
 from ssd.decision import Finding, Promotion, Verdict, what_would_change
 from ssd.evidence import Checkpoint, Comparison, Overlap, Shown, StepRun
+from ssd.markdown import escaped
 from ssd.report import p_value, percent, points
 
 MAX_SHOWN_CHARS = 1200  # of a sample, half from its beginning and half from its end
@@ -147,7 +148,8 @@ def comparison(found: Comparison, verdict: Verdict) -> str:
     """Markdown, the description of a compare run: verdict, arms, claims, health, and differences by group."""
     n = found.pass_at_1["base"].n
     head = (
-        f"**{verdict.promotion}** · read on {verdict.evaluated_on}, {n:,} problems, by the plan of {verdict.plan.date}"
+        f"**{escaped(verdict.promotion)}** · read on {escaped(verdict.evaluated_on)}, {n:,} problems, by the plan of "
+        f"{escaped(verdict.plan.date)}"
     )
     parts = [
         Section("", [Text(sentence(verdict)), Text(_reading(verdict)), Bullets(verdict.reasons)]),

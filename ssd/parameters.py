@@ -101,11 +101,27 @@ def load_decodings(path: str, max_tokens: int) -> dict[str, list[Decoding]]:
         raise ValueError(f"decodings={path}: {error}; each entry is a mapping such as {{temperature: 0.7}}") from error
 
 
-def _mapping_of(path: Path, kind: type) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Plain values without aliases, a kilobyte of which may stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write what it stands for")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of the YAML file `path`; ValueError names the file where it is none."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+        return yaml.load(path.read_text(), _Loader)
+    except RecursionError as error:
+        raise ValueError(f"{path} is not YAML that can be read: it is nested too deeply; make it flat") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML of plain values ({' '.join(str(error).split())}); correct it") from error
+
+
+def _mapping_of(path: Path, kind: type) -> dict[str, Any]:
+    content = read_yaml(path)
     expected = "parameters by entry point" if kind is dict else "lists of decodings by family"
     if not isinstance(content, dict) or not all(isinstance(value, kind) and value for value in content.values()):
         raise ValueError(f"{path} does not hold {expected}")

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import IO, Literal, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,7 +124,7 @@ def write_table(path: str | os.PathLike, rows: pa.Table) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(rows, partial)
+    pq.write_table(rows, partial, write_page_checksum=True)
     os.replace(partial, path)
 
 
@@ -150,31 +150,73 @@ def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
     return rows
 
 
-@contextlib.contextmanager
-def alone(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Hold `folder` for this process, or `shared` with others that do; ValueError where another one holds it.
+def ids(folder: Path) -> set[tuple[str, int]]:
+    """Problem id and sample index of every row in the files of `folder`; none where it has no file.
 
-    A killed process holds nothing.
+    Raises
+    ------
+    ValueError
+        If a file is not readable, or a row stands twice; the message names it.
     """
-    lock = folder.with_name(f".{folder.name}.lock")
-    with open(lock, "w") as stream:
-        try:
-            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is at work in {folder}; wait for it or end it") from None
-        yield
+    found: set[tuple[str, int]] = set()
+    for file in sorted(folder.glob("*.parquet")):
+        rows = _table_of(file, ["problem_id", "sample_index"])
+        keys = list(zip(rows["problem_id"].to_pylist(), rows["sample_index"].to_pylist()))
+        if twice := found.intersection(keys):
+            problem_id, index = min(twice)
+            raise ValueError(f"{file}: {problem_id} {index} stands in another file of its folder, too; remove one")
+        found.update(keys)
+    return found
+
+
+@contextlib.contextmanager
+def alone(path: Path, shared: bool = False, waits: bool = False) -> Iterator[None]:
+    """Hold `path` for this process, or `shared` with others that do; ValueError where another one holds it.
+
+    With `waits`, wait for that one. A killed process holds nothing; the last to hold it leaves no file.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(lock, "w") as stream:
+            try:
+                fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise ValueError(f"another process is at work in {path}; wait for it or end it") from None
+            if not _is_at(stream, lock):
+                continue  # who held it has removed it meanwhile
+            try:
+                yield
+            finally:
+                with contextlib.suppress(BlockingIOError):  # others share it
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_at(stream, lock):
+                        lock.unlink()
+            return
+
+
+def _is_at(stream: IO, path: Path) -> bool:
+    """Whether the open file is the one at `path`."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    return False
 
 
 def _defaults(kind: type[Record]) -> dict[str, object]:
     return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
 
 
-def _read_one(path: Path, kind: type[Record]) -> pa.Table:
-    schema = SCHEMAS[kind]
+def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        found = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path}: not a readable Parquet file ({' '.join(str(error).split())}); remove it and give the command "
+            "that wrote it again"
+        ) from error
+
+
+def _read_one(path: Path, kind: type[Record]) -> pa.Table:
+    schema, found = SCHEMAS[kind], _table_of(path)
     for name in _defaults(kind).keys() - set(found.column_names):
         found = found.append_column(name, pa.nulls(len(found)))
     missing = [name for name in schema.names if name not in found.column_names]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ssd import splits
 from ssd.decision import Finding
+from ssd.markdown import escaped
 from ssd.records import Problem
 from ssd.stats import power
 from ssd.stats.compare import Difference
@@ -43,7 +44,7 @@ def estimates(rows: Mapping[str, Estimate], groups: Mapping[str, Mapping[str, Es
     for name, of_group in groups.items():
         if len(of_group) > 1:
             lines += ["", f"| {name.removeprefix('by_')} | problems | pass@1 |", "| --- | ---: | --- |"]
-            lines += [f"| {group or '-'} | {row.n:,} | {percent(row)} |" for group, row in of_group.items()]
+            lines += [f"| {escaped(group or '-')} | {row.n:,} | {percent(row)} |" for group, row in of_group.items()]
     return "\n".join(lines)
 
 

@@ -98,23 +98,23 @@ class Sampler:
     ) -> dict[str, Generated]:
         """Draw `n` samples a problem at each of the named decodings into `folder`/NAME.
 
-        What the folders hold already, of these and of other problems, is not drawn again.
+        What the folders hold already is not drawn again; what they hold of other problems is not returned.
         """
-        waiting, every_request, drawn = {}, [], dict.fromkeys(decodings)
+        waiting, asked, drawn = {}, {}, dict.fromkeys(decodings)
         for name, decoding in decodings.items():
-            requests = self.requests(problems, decoding, n, seed)
+            asked[name] = self.requests(problems, decoding, n, seed)
             settings = dataclasses.asdict(decoding) | {"stop": list(decoding.stop)}  # as JSON gives it back
             manifest = self.shared | {"seed": seed, "n": n, "decoding": settings}
-            every_request += requests
-            waiting[name] = pending(folder / name, requests, manifest)
+            waiting[name] = pending(folder / name, asked[name], manifest)
         if any(waiting.values()):
+            every_request = [request for requests in asked.values() for request in requests]
             self.loaded = self.loaded or open_engine(self.engine, self.model, [*every_request, *self.expected])
             for name, requests in waiting.items():
                 if requests:
                     num_stored = len(problems) * n - len(requests)
                     description = str(decodings[name])
                     drawn[name] = sample(self.loaded, requests, folder / name, num_stored, description)
-        return {name: load(folder / name)._replace(drawn=part) for name, part in drawn.items()}
+        return {name: completed(folder / name, asked[name])._replace(drawn=part) for name, part in drawn.items()}
 
     def close(self) -> None:
         """Give the accelerator back, for what is opened or launched next."""
@@ -144,9 +144,40 @@ def generate(
 
 def load(folder: Path) -> Generated:
     """What an earlier run has drawn into `folder`."""
-    if not (folder / MANIFEST).exists():
+    file = folder / MANIFEST
+    if not file.exists():
         raise ValueError(f"{folder} has no {MANIFEST}; give the samples/ of a run of sample, baseline or evaluate")
-    return Generated(stored(folder), json.loads((folder / MANIFEST).read_text()))
+    manifest = _manifest(file)
+    try:
+        missing = {"model", "prompt", "thinks", "engine", "seed", "n"} - manifest.keys()
+        if missing:
+            raise ValueError(f"it does not say {min(missing)}")
+        Decoding(**manifest.get("decoding", {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not what a run wrote ({error}); copy the folder again") from error
+    return Generated(stored(folder), manifest)
+
+
+def _manifest(file: Path) -> dict:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} holds no JSON object ({error}); copy the folder again, or remove it to draw its samples anew"
+        ) from error
+
+
+def completed(folder: Path, requests: Sequence[Request]) -> Generated:
+    """What `folder` holds of `requests`, each once; ValueError where one is missing."""
+    generated = load(folder)
+    asked = {_key(request) for request in requests}
+    samples = [sample for sample in generated.samples if _key(sample) in asked]
+    if len(samples) < len(asked):
+        raise ValueError(
+            f"{folder} holds {len(samples):,} of the {len(asked):,} samples that were asked for: files were removed "
+            "while they were drawn; give the same command again, and the rest is drawn"
+        )
+    return generated._replace(samples=samples)
 
 
 def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> list[Request]:
@@ -160,7 +191,7 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if path.exists():
-        begun = json.loads(path.read_text())
+        begun = _manifest(path)
         differs = sorted(key for key in begun.keys() | manifest.keys() if begun.get(key) != manifest.get(key))
         if differs:
             key = differs[0]
@@ -172,28 +203,41 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(dict(manifest), indent=1, sort_keys=True))
         partial.replace(path)
-    done = {(sample.problem_id, sample.sample_index) for sample in stored(folder)}
-    return [request for request in requests if (request.problem_id, request.sample_index) not in done]
+    done = records.ids(folder)
+    return [request for request in requests if _key(request) not in done]
 
 
 def stored(folder: Path) -> list[Sample]:
     """Samples in `folder`, in order of problem id and sample index, so that equal content is equal order."""
     if not any(folder.glob("*.parquet")):
         return []
-    return sorted(records.read(folder, Sample), key=lambda sample: (sample.problem_id, sample.sample_index))
+    return sorted(records.read(folder, Sample), key=_key)
+
+
+def _key(row: Request | Sample) -> tuple[str, int]:
+    return row.problem_id, row.sample_index
 
 
 def sample(
     engine: Engine, requests: Sequence[Request], folder: Path, num_stored: int = 0, description: str = "sample"
-) -> Drawn:
-    """Complete `requests` into shards of `folder`, each written atomically, beside the `num_stored` it holds."""
+) -> Drawn | None:
+    """Complete `requests` into shards of `folder`, each written atomically, beside the `num_stored` it holds.
+
+    What another process has stored since they were found to be missing is not drawn; None where that is all.
+    """
     finished_s, num_tokens, total, num_cut_off = [], [], 0, 0
     with records.alone(folder), _Shards(folder) as shards:
+        stored_since = records.ids(folder)
+        requests = [request for request in requests if _key(request) not in stored_since]
+        awaited = {_key(request) for request in requests}
         bar = tqdm(total=num_stored + len(requests), initial=num_stored, desc=description, mininterval=1)
         bar.bar_format = BAR_FORMAT
         with bar:
             began = time.monotonic()
             for completion in engine.generate(requests):
+                if _key(completion) not in awaited:
+                    raise RuntimeError(f"the engine gave {_key(completion)} twice, or without being asked for it")
+                awaited.remove(_key(completion))
                 shards.add(completion)
                 finished_s.append(time.monotonic() - began)
                 num_tokens.append(len(completion.token_ids))
@@ -202,7 +246,7 @@ def sample(
                 rate, cut_off = total / max(finished_s[-1], 1e-9), num_cut_off / len(num_tokens)
                 bar.set_postfix_str(f"{rate:,.0f} tokens/s, {cut_off:.1%} cut off", refresh=False)
                 bar.update()
-    return Drawn(finished_s, num_tokens, engine.num_gpus)
+    return Drawn(finished_s, num_tokens, engine.num_gpus) if finished_s else None
 
 
 class _Shards:
@@ -210,7 +254,11 @@ class _Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.number = len(list(folder.glob("*.parquet")))
+        for left in folder.glob(".part-*.partial"):  # by a kill
+            left.unlink()
+        # Above the highest: where one was removed, their count is the number of one that is there.
+        numbers = [path.stem.removeprefix("part-") for path in folder.glob("part-*.parquet")]
+        self.number = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
         self.waiting: list[Sample] = []
         self.lock = threading.Lock()
         self.timer = threading.Timer(0, self.flush)

@@ -8,7 +8,6 @@ machines share it and a killed one's trial is taken up again.
 import contextlib
 import functools
 import math
-import os
 import socket
 import threading
 import time
@@ -18,9 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-import psutil
 import sqlalchemy
-import yaml
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study
@@ -28,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import special
 from scipy.stats import qmc
 
-from ssd import splits
+from ssd import parameters, processes, splits
 from ssd.records import Problem
 from ssd.stats import compare, sequential, surface
 
@@ -83,22 +80,35 @@ def load_space(path: str) -> dict[str, Space]:
     """
     if not Path(path).is_file():
         raise ValueError(f"space={path}: no such file; give a YAML file of settings by family, as in presets/spaces")
-    families = yaml.safe_load(Path(path).read_text())
-    if not isinstance(families, dict) or not all(
-        isinstance(each, dict) and "settings" in each for each in families.values()
-    ):
+    families = parameters.read_yaml(Path(path))
+    if not isinstance(families, dict) or not families or not all(map(_is_family, families.values())):
         raise ValueError(f"space={path} does not hold settings by family, as the files in presets/spaces do")
-    found = {}
-    for family, content in families.items():
-        settings = {name: _distribution(path, name, given) for name, given in content["settings"].items()}
-        for point in content.get("known", []):
-            if point.keys() != {*settings, "source"}:
-                raise ValueError(f"space={path}: {family} knows {point}; it needs source, {', '.join(settings)}")
-            for name, distribution in settings.items():
-                if not distribution._contains(distribution.to_internal_repr(point[name])):
-                    raise ValueError(f"space={path}: {family} knows {name}={point[name]}, outside {distribution}")
-        found[family] = Space(settings, content.get("known", []))
-    return found
+    return {family: _space(path, family, content) for family, content in families.items()}
+
+
+def _is_family(content: Any) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        return False
+    known = content.get("known", [])
+    return bool(content["settings"]) and isinstance(known, list) and all(isinstance(point, dict) for point in known)
+
+
+def _space(path: str, family: str, content: dict[str, Any]) -> Space:
+    settings = {name: _distribution(path, name, given) for name, given in content["settings"].items()}
+    for point in content.get("known", []):
+        if point.keys() != {*settings, "source"}:
+            raise ValueError(f"space={path}: {family} knows {point}; it needs source, {', '.join(settings)}")
+        for name, distribution in settings.items():
+            if not _holds(distribution, point[name]):
+                raise ValueError(f"space={path}: {family} knows {name}={point[name]}, outside {distribution}")
+    return Space(settings, content.get("known", []))
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):  # a text where a number belongs
+        return False
 
 
 def _distribution(path: str, name: str, given: Any) -> BaseDistribution:
@@ -277,7 +287,7 @@ def run(study: Study, space: Space, num_trials: int, attempt: Attempter, wait: b
             time.sleep(POLL_S)
             continue
         trial = study.ask(space.settings)
-        trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
+        trial.set_user_attr("worker", f"{socket.gethostname()} {processes.this()}")
         if _is_surplus(study, trial, num_trials):
             study.tell(trial, state=TrialState.FAIL)
             continue
@@ -315,8 +325,15 @@ def finished(study: Study) -> list[Trial]:
 
 def _correct(trial: FrozenTrial) -> NDArray:
     """correct_PS from the number of right samples by problem; which of them are right makes no difference here."""
-    right_P = np.array(trial.user_attrs["right"].split(), dtype=float)
-    return (np.arange(trial.user_attrs["num_samples"]) < right_P[:, None]).astype(float)
+    return _correct_of(trial.user_attrs["right"], trial.user_attrs["num_samples"])
+
+
+@functools.lru_cache(maxsize=4096)  # every trial to come reads all that are finished
+def _correct_of(right: str, num_samples: int) -> NDArray:
+    right_P = np.array(right.split(), dtype=float)
+    correct_PS = (np.arange(num_samples) < right_P[:, None]).astype(float)
+    correct_PS.setflags(write=False)
+    return correct_PS
 
 
 def _requeue(study: Study) -> None:
@@ -333,8 +350,8 @@ def _requeue(study: Study) -> None:
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
-    host, _, pid = trial.user_attrs.get("worker", " ").partition(" ")
-    if host == socket.gethostname() and not psutil.pid_exists(int(pid)):
+    host, _, worker = trial.user_attrs.get("worker", " ").partition(" ")
+    if host == socket.gethostname() and not processes.is_alive(worker):
         return False
     seen_at = trial.user_attrs.get("seen_at", trial.datetime_start.timestamp())
     return time.time() - seen_at < DEAD_AFTER_S

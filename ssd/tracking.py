@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,10 +37,12 @@ import sqlalchemy.exc
 from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import ExecutionException, MlflowException
+from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from ssd import adapters, engines, parameters, records
+from ssd import adapters, engines, parameters, processes, records
 from ssd.evidence import Overlap, StepRun
+from ssd.markdown import escaped
 
 LATEST = "latest"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -50,9 +52,12 @@ CODE_PATHS = ("MLproject", "ssd", "steps")  # a preset is no code: its values ar
 ALWAYS_ANEW = ("main", "report")  # what is given by hand; a report finds what was added since
 USES_GPU = ("baseline", "sample", "train", "evaluate", "diagnose", "search")  # these log how busy the machine is
 SHARED = ("search",)  # several processes may be at the same work
-WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: work/ in the project
+WORK_DIR_ENV = "SSD_WORK_DIR"  # unfinished work is kept there, to be resumed; default: the user's cache
 CHECKPOINT = "ssd.step."  # tags of a run that trains: an artifact, its training step
-LAUNCHER_PID_ENV = "SSD_LAUNCHER_PID"
+LAUNCHER_ENV = "SSD_LAUNCHER"
+HALF_MADE = ("_alembic_tmp_", "duplicate column name")  # what SQLite says of such a store
+READ_PAUSES_S = (1, 5, 15, 30, 60)  # before an answer that broke off is asked for again
+BROKEN_OFF = re.compile("Connection broken|IncompleteRead|Connection aborted|Connection reset|ended prematurely")
 TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exceptions.RequestException, OSError)
 
 
@@ -60,13 +65,14 @@ TRACKING_ERRORS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.exc
 class Step:
     """A running step.
 
-    `args` are its parameters, inputs resolved to `runs:/ID/path`, a local path or a hub id; `work` is a folder that
-    survives a kill and is found again by the same work.
+    `args` are its parameters, inputs resolved to `runs:/ID/path`, a local path or a hub id; `key` is the identity of
+    its work; `work` is a folder that survives a kill and is found again by the same work.
     """
 
     name: str
     args: argparse.Namespace
     run_id: str
+    key: str
     work: Path
 
     def path(self, parameter: str) -> Path:
@@ -102,22 +108,30 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     """
     texts = parameters.parse(name)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run ends as FAILED
+    with open(os.devnull) as nothing:  # no library may ask a person, or take what is piped in for an answer
+        os.dup2(nothing.fileno(), 0)
     _end_with_launcher()  # before MLflow takes the run's id out of the environment
     try:
-        _check_writable(mlflow.get_tracking_uri())
+        _prepare_store(mlflow.get_tracking_uri())
         run = mlflow.start_run(log_system_metrics=name in USES_GPU)
     except (*TRACKING_ERRORS, ValueError) as error:
-        _fail(
-            f"cannot use the tracking store {mlflow.get_tracking_uri()} ({_first_line(error)}); start its server, make "
-            "it writable or set MLFLOW_TRACKING_URI (a relative path counts from the project's folder)"
+        is_half = any(sign in str(error) for sign in HALF_MADE)
+        remedy = (
+            "MLflow was ended while it made this file: move it away, where it holds no runs, and give the command again"
+            if is_half
+            else "start its server, make it writable or set MLFLOW_TRACKING_URI (a relative path counts from the "
+            "project's folder)"
         )
+        _fail(f"cannot use the tracking store {mlflow.get_tracking_uri()} ({_first_line(error)}); {remedy}")
     try:
         with run:
             try:
-                mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.pid": os.getpid()})
+                mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.process": processes.this()})
                 _run(name, parameters.typed(name, texts), body, inputs, run)
             except Exception as error:
-                mlflow.set_tags({"ssd.error": _first_line(error), "mlflow.note.content": f"**Failed:** {error}"})
+                mlflow.set_tags(
+                    {"ssd.error": _first_line(error), "mlflow.note.content": f"**Failed:** {escaped(error)}"}
+                )
                 raise
     except ValueError as error:
         _fail(str(error))
@@ -137,7 +151,7 @@ def _run(
     if "mlflow.project.entryPoint" not in run.data.tags:
         mlflow.log_params(vars(args))
     given = vars(args).copy()
-    if LAUNCHER_PID_ENV not in os.environ and name != "main":
+    if LAUNCHER_ENV not in os.environ and name != "main":
         preset = parameters.load_preset(args.preset).get(name, {})
         args = argparse.Namespace(
             **{
@@ -156,29 +170,44 @@ def _run(
     by_preset = f" (preset {args.preset} sets {said})" if said else ""
     if done:
         return _point_to(done, run, f"a finished run has the same parameters, inputs and code{by_preset}")
-    if not clean and LAUNCHER_PID_ENV not in os.environ:
+    if not clean and LAUNCHER_ENV not in os.environ:
         print(f"{name}: {code}; finished runs are not reused", flush=True)
     if changes:
         # MLflow has recorded the parameters as they were given, and a record is not rewritten: a nested run has them.
         return _point_to(launch(name, args.preset, vars(args)), run, f"launched for it{by_preset}")
     mlflow.set_tags({"ssd.key": key, "ssd.base_model": base_model, "ssd.code": code})
-    work = Path(os.environ.get(WORK_DIR_ENV, parameters.ROOT / "work")) / f"{name}-{key[:16]}"
+    work = _work_root() / f"{name}-{key[:16]}-{_store_id(run)}"
     work.mkdir(parents=True, exist_ok=True)
     with records.alone(work, shared=name in SHARED):
-        body(Step(name, args, run.info.run_id, work))
+        body(Step(name, args, run.info.run_id, key, work))
     with contextlib.suppress(ValueError), records.alone(work):  # the last process at it cleans up
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _work_root() -> Path:
+    """Folder of unfinished work: the user's, so that it is found again from another clone, as MLflow makes of a URL."""
+    if given := os.environ.get(WORK_DIR_ENV):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-math"
+
+
+def _store_id(run: Run) -> str:
+    """Identity of the experiment of `run`, and of its store: unfinished work names runs there."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:"):
+        uri = str(Path(sqlalchemy.engine.make_url(uri).database).resolve())
+    return hashlib.sha256(f"{uri} {run.info.experiment_id}".encode()).hexdigest()[:8]
+
+
 def _point_to(run_id: str, run: Run, reason: str) -> None:
     """End this run as a pointer: the work is another run's. Without `ssd.key`, nothing takes it for a result."""
-    other = mlflow.get_run(run_id)
+    other = run_of(f"runs:/{run_id}")
     mlflow.set_tags(
         {
             "ssd.same_as": run_id,
             "mlflow.runName": f"-> {other.info.run_name}",
-            "mlflow.note.content": f"See run [{other.info.run_name}](#/experiments/{other.info.experiment_id}/runs/"
-            f"{run_id}): {reason}.",
+            "mlflow.note.content": f"See run [{escaped(other.info.run_name)}]"
+            f"(#/experiments/{other.info.experiment_id}/runs/{run_id}): {escaped(reason)}.",
         }
     )
     print(f"{run.info.run_name}: see run {run_id} ({other.info.run_name}): {reason}", flush=True)
@@ -197,7 +226,7 @@ def launch(entry_point: str, preset: str, overrides: Mapping[str, Any]) -> str:
         f"{key}={value}" for key, value in values.items() if value != parameters.defaults(entry_point)[key]
     )
     print(f"\n=== {entry_point} {given}", flush=True)
-    os.environ[LAUNCHER_PID_ENV] = str(os.getpid())
+    os.environ[LAUNCHER_ENV] = processes.this()
     submitted = mlflow.projects.run(
         uri=str(parameters.ROOT),
         entry_point=entry_point,
@@ -205,7 +234,7 @@ def launch(entry_point: str, preset: str, overrides: Mapping[str, Any]) -> str:
         experiment_id=active.info.experiment_id,
         env_manager=active.data.tags.get("mlflow.project.env", "local"),
     )
-    return mlflow.get_run(submitted.run_id).data.tags.get("ssd.same_as", submitted.run_id)
+    return run_of(f"runs:/{submitted.run_id}").data.tags.get("ssd.same_as", submitted.run_id)
 
 
 def find_finished(key: str) -> str | None:
@@ -224,27 +253,71 @@ def local_path(uri: str) -> str:
     if not uri.startswith(("runs:/", "models:/")):
         return uri
     try:
-        return mlflow.artifacts.download_artifacts(uri)
+        return _patiently(lambda: _downloaded(uri))
     except TRACKING_ERRORS as error:
-        raise ValueError(f"{uri}: no such artifact ({_first_line(error)}); look up the run's id in the UI") from error
+        line = " ".join(str(error).split())
+        if _broke_off(error):
+            raise ValueError(
+                f"{uri} cannot be read from the tracking store {mlflow.get_tracking_uri()}, whose answers break off "
+                f"({line}); see its log and give the same command again"
+            ) from error
+        raise ValueError(f"{uri}: no such artifact ({line}); look up the run's id in the UI") from error
+
+
+def _downloaded(uri: str) -> str:
+    if uri.startswith("runs:/"):
+        run_id, _, artifact = uri.removeprefix("runs:/").partition("/")
+        try:
+            return mlflow.artifacts.download_artifacts(get_artifact_uri(run_id, artifact))
+        except TRACKING_ERRORS as error:  # of a runs:/ URI, which a logged model may hold, too, MLflow hides the cause
+            if _broke_off(error):
+                raise
+    return mlflow.artifacts.download_artifacts(uri)
 
 
 def read_json(uri: str) -> Any:
     """Content of the JSON file at `uri`."""
-    return json.loads(Path(local_path(uri)).read_text())
+    try:
+        return json.loads(Path(local_path(uri)).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{uri} is not JSON ({error}); it is damaged: give the command that wrote it again") from error
 
 
 def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
     """Log `rows` as an input of the run, with a digest over all of its content."""
-    if source.startswith("runs:/"):  # no source of a dataset may be written so
-        run_id, artifact = source.removeprefix("runs:/").split("/", 1)
-        source = get_artifact_uri(run_id, artifact)
+    source = _dataset_source(source)
     with warnings.catch_warnings():
         for hint in ("The specified dataset source can be interpreted", "Hint: Inferred schema contains integer"):
             warnings.filterwarnings("ignore", hint)
         dataset = mlflow.data.from_pandas(rows.to_pandas(), source=source, name=name, digest=digest(rows))
         mlflow.log_input(dataset, context=context)
     return dataset
+
+
+def _dataset_source(uri: str) -> str:
+    """`uri` as MLflow takes it for the source of a dataset: neither runs:/ nor mlflow-artifacts:/."""
+    if not uri.startswith("runs:/"):
+        return uri
+    run_id, artifact = uri.removeprefix("runs:/").split("/", 1)
+    resolved = get_artifact_uri(run_id, artifact)
+    is_served = resolved.startswith("mlflow-artifacts:")
+    return _served_at(mlflow.get_tracking_uri(), run_id, artifact) if is_served else resolved
+
+
+def _served_at(server: str, run_id: str, artifact: str) -> str:
+    """Address at which the tracking server `server` gives a file of a run, or lists a folder; without credentials.
+
+    >>> _served_at("https://me:secret@host:5000", "a1", "val.parquet")
+    'https://host:5000/get-artifact?run_uuid=a1&path=val.parquet'
+    >>> _served_at("http://host/mlflow/", "a1", "samples")
+    'http://host/mlflow/api/2.0/mlflow/artifacts/list?run_id=a1&path=samples'
+    """
+    parts = urllib.parse.urlsplit(server)
+    root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    path = urllib.parse.quote(artifact)
+    if Path(artifact).suffix:
+        return f"{root}/get-artifact?run_uuid={run_id}&path={path}"
+    return f"{root}/api/2.0/mlflow/artifacts/list?run_id={run_id}&path={path}"
 
 
 def tag_of(uri: str, tag: str, default: str) -> str:
@@ -257,7 +330,7 @@ def run_of(uri: str) -> Run:
     if not uri.startswith("runs:/"):
         raise ValueError(f"{uri} is no artifact of a run; give runs:/ID/path")
     try:
-        return mlflow.get_run(uri.split("/")[1])
+        return _patiently(lambda: mlflow.get_run(uri.split("/")[1]))
     except MlflowException as error:
         raise ValueError(f"{uri}: {_first_line(error)}; look up the run's id in the UI") from error
 
@@ -310,7 +383,7 @@ def overlap(prepared: StepRun) -> Overlap:
 def parent(uri: str) -> Run | None:
     """The run that launched the one that `uri` (`runs:/ID/path`) points into."""
     run_id = run_of(uri).data.tags.get("mlflow.parentRunId")
-    return mlflow.get_run(run_id) if run_id else None
+    return run_of(f"runs:/{run_id}") if run_id else None
 
 
 def log_checkpoint(step: Step, folder: Path, artifact: str, number: int) -> str:
@@ -347,8 +420,9 @@ def metric_of(uri: str, metric: str) -> float:
 def digest(rows: pa.Table) -> str:
     """SHA-256 of every value of `rows`, in order; 32 hex digits (MLflow's own stops after 10,000 rows)."""
     content = hashlib.sha256(str(rows.schema.names).encode())
-    for row in rows.to_pylist():
-        content.update(json.dumps(list(row.values()), ensure_ascii=False, default=str).encode())
+    for batch in rows.to_batches(max_chunksize=1000):  # never a Python object for every row at once
+        for row in batch.to_pylist():
+            content.update(json.dumps(list(row.values()), ensure_ascii=False, default=str).encode())
     return content.hexdigest()[:32]
 
 
@@ -479,18 +553,37 @@ def code_version() -> tuple[str, bool]:
 
 
 def _search(query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-    return mlflow.search_runs(
-        [mlflow.active_run().info.experiment_id], query, view, order_by=["start_time DESC"], output_format="list"
-    )
+    experiments = [mlflow.active_run().info.experiment_id]
+    order = {"order_by": ["start_time DESC"], "output_format": "list"}
+    return _patiently(lambda: mlflow.search_runs(experiments, query, view, **order))
+
+
+def _patiently(read: Callable[[], Any]) -> Any:
+    """What `read` gives, asked for again where the answer breaks off: MLflow repeats only what got no answer."""
+    for pause_s in READ_PAUSES_S:
+        try:
+            return read()
+        except TRACKING_ERRORS as error:
+            if not _broke_off(error):
+                raise
+        time.sleep(pause_s)
+    return read()
+
+
+def _broke_off(error: BaseException | None) -> bool:
+    """Whether an answer that ended too early is the error or the cause of it."""
+    if error is None:
+        return False
+    return bool(BROKEN_OFF.search(str(error))) or _broke_off(error.__cause__ or error.__context__)
 
 
 def _end_orphans(entry_point: str) -> None:
     """Mark runs of this step that a kill left RUNNING on this machine."""
     client = mlflow.MlflowClient()
     for run in _search(f"tags.step = '{entry_point}' and attributes.status = 'RUNNING'"):
-        if run.data.tags.get("ssd.host") == socket.gethostname() and not psutil.pid_exists(
-            int(run.data.tags["ssd.pid"])
-        ):
+        tags = run.data.tags
+        process = tags.get("ssd.process")
+        if process and tags.get("ssd.host") == socket.gethostname() and not processes.is_alive(process):
             _end(client, run.info.run_id)
 
 
@@ -504,12 +597,12 @@ def _end(client: mlflow.MlflowClient, run_id: str) -> None:
 
 def _end_with_launcher() -> None:
     """End this process when the one that launched it is killed, so that a new `main` finds nobody at its work."""
-    launcher, parent = os.environ.get(LAUNCHER_PID_ENV), os.getppid()
+    launcher, parent = os.environ.get(LAUNCHER_ENV), os.getppid()
     if "MLFLOW_RUN_ID" not in os.environ:
         return  # started by hand, perhaps to outlive its shell
 
     def watch() -> None:
-        while os.getppid() == parent and (launcher is None or psutil.pid_exists(int(launcher))):
+        while os.getppid() == parent and (launcher is None or processes.is_alive(launcher)):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)  # the main thread may be long in one call
@@ -518,10 +611,27 @@ def _end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _check_writable(uri: str) -> None:
-    """Fail at once where MLflow would try an unwritable SQLite file for two minutes."""
-    if uri.startswith("sqlite:///"):
-        open(uri.removeprefix("sqlite:///"), "ab").close()
+def _prepare_store(uri: str) -> None:
+    """Make the SQLite file of a tracking store, whole or not at all and by one process of several that need it.
+
+    MLflow would make it table by table, and try an unwritable one for two minutes.
+    """
+    if not uri.startswith("sqlite:"):
+        return
+    path = Path(sqlalchemy.engine.make_url(uri).database)
+    if not path.exists() or not path.stat().st_size:
+        with records.alone(path, waits=True):
+            if not path.exists() or not path.stat().st_size:
+                _make_store(path)
+    open(path, "ab").close()
+
+
+def _make_store(path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    for left in path.parent.glob(f"{partial.name}*"):  # by a kill: the file and its journal
+        left.unlink()
+    _get_sqlalchemy_store(f"sqlite:///{partial}", None).engine.dispose()
+    partial.replace(path)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from ssd import evaluation, mechanism, records, report, tracking
 from ssd.engines import Decoding
+from ssd.markdown import escaped
 from ssd.records import Grade
 
 MAX_STORED_POSITIONS = 200_000
@@ -128,7 +129,7 @@ def _warning(model: str, truncation: Decoding) -> str:
     trained_on = str(Decoding(**manifest["decoding"]))
     if trained_on == str(truncation):
         return ""
-    return f"\n\n**Warning:** the model was trained on samples at {trained_on}, not at {truncation}."
+    return f"\n\n**Warning:** the model was trained on samples at {escaped(trained_on)}, not at {escaped(truncation)}."
 
 
 def _is_plain(manifest: dict, base: str) -> bool:

@@ -10,12 +10,14 @@ Run:    mlflow run . -e evaluate -P model=runs:/ID/model
 """
 
 import argparse
+import collections
 import dataclasses
 from pathlib import Path
 
 import mlflow
 
 from ssd import evaluation, parameters, records, report, tracking
+from ssd.markdown import escaped
 from ssd.records import Problem
 
 
@@ -34,6 +36,12 @@ def evaluate(step: tracking.Step) -> None:
             raise ValueError(
                 f"samples={args.samples} has none of {len(missing):,} of the {len(problems):,} problems in "
                 f"{args.problems}, as of {min(missing)}; give the problems that they were drawn for"
+            )
+        held, n = collections.Counter(sample.problem_id for sample in drawn.samples), drawn.manifest["n"]
+        if short := min((problem_id for problem_id, count in held.items() if count != n), default=None):
+            raise ValueError(
+                f"samples={args.samples} has {held[short]} samples of problem {short}, and its manifest says n={n}; a "
+                "file is missing there: copy the folder again, or sample again"
             )
         made_with = {name: drawn.manifest[name] for name in ("n", "seed", "engine")}
         made_with |= dataclasses.asdict(drawn.decoding) | {"arm": tracking.tag_of(args.samples, "arm", args.arm)}
@@ -69,7 +77,7 @@ def _by_step(step: tracking.Step) -> None:
     step.log_json("by_step.json", {"decoding": str(decoding), "estimates": estimates})
     table = ["| training step | pass@1 |", "| ---: | --- |"]
     table += [f"| {number} | {report.percent(estimate)} |" for number, estimate in estimates.items()]
-    note = f"\n\n{estimates[0].n:,} problems at {decoding}; step 0 is the model before training."
+    note = f"\n\n{estimates[0].n:,} problems at {escaped(decoding)}; step 0 is the model before training."
     step.describe(f"{step.args.arm} · by training step · {decoding}", "\n".join(table) + note, arm=step.args.arm)
     mlflow.set_tags({"ssd.checkpoints_of": run.info.run_id, "split": Path(step.args.problems).stem})
 
@@ -93,7 +101,9 @@ def _choose(step: tracking.Step) -> None:
     step.log_json("decodings.json", {"candidates": rows, "best": best})
     mlflow.log_figure(report.candidates(rows), "figures/decodings.png")
     table = ["| family | best decoding | pass@1 on these problems |", "| --- | --- | --- |"]
-    table += [f"| {f} | {row['decoding']} | {report.percent(row['estimate'])} |" for f, row in best.items()]
+    table += [
+        f"| {escaped(f)} | {escaped(row['decoding'])} | {report.percent(row['estimate'])} |" for f, row in best.items()
+    ]
     note = "\n\nChosen on these problems, so these figures are no result on them."
     step.describe(f"{args.arm} · choose among {len(rows)} decodings", "\n".join(table) + note, arm=args.arm)
 

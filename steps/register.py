@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from ssd import blocks, evidence, grading, page, records, tracking
 from ssd.decision import PLAN
 from ssd.evidence import Comparison, StepRun
+from ssd.markdown import escaped
 from ssd.records import Grade
 from ssd.report import percent, points
 from ssd.stats import compare as comparing
@@ -68,7 +69,7 @@ def register(step: tracking.Step) -> None:
     step.describe(
         f"register · {name} v{version.version} as {alias}",
         f"[{name} version {version.version}](#/models/{name}/versions/{version.version}), `models:/{name}@{alias}`, is "
-        f"{measured.model}, to be decoded at {measured.decoding}.\n\n{_bullets(reasons)}",
+        f"{escaped(measured.model)}, to be decoded at {escaped(measured.decoding)}.\n\n{_bullets(reasons)}",
         verdict=verdict.promotion,
     )
 
@@ -198,7 +199,7 @@ def _withdraw(name: str, version: ModelVersion | None, aliases: dict[str, str], 
 
 
 def _bullets(reasons: Sequence[str]) -> str:
-    return "\n".join(f"- {reason}" for reason in reasons)
+    return "\n".join(f"- {escaped(reason)}" for reason in reasons)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 
 from ssd import evaluation, grading, records, report, tracking
+from ssd.markdown import escaped
 from ssd.records import Sample
 from ssd.stats import estimate
 
@@ -37,7 +38,7 @@ def sample(step: tracking.Step) -> None:
     evaluation.log_generation(step, generated["samples"])
     step.describe(
         f"sample · {args.arm} · {decoding}",
-        f"{len(samples):,} samples of {len(problems):,} problems at {decoding}: "
+        f"{len(samples):,} samples of {len(problems):,} problems at {escaped(decoding)}: "
         f"{num_tokens / len(samples):,.1f} tokens a sample, {report.percent(rates['length_stop_rate'])} cut off at "
         f"{args.max_tokens:,}, {report.percent(rates['boxed_answer_rate'])} with a boxed answer"
         + (f", {report.percent(rates['think_close_rate'])} end their thinking" if thinks else "")

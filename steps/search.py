@@ -20,6 +20,7 @@ import optuna
 
 from ssd import evaluation, grading, records, report, sampling, search, tracking
 from ssd.engines import Decoding
+from ssd.markdown import escaped
 from ssd.records import Problem
 from ssd.search import Attempt, Space, Trial
 from ssd.stats import estimate
@@ -89,8 +90,9 @@ def _ssd(step: tracking.Step, storage, spaces: dict[str, Space]):
             words = " ".join(f"{name}={value}" for name, value in params.items())
             step.describe(
                 f"ssd-search · trained with {words}",
-                f"pass@1 **{report.percent(found)}** on {found.n:,} problems at {_decoding(args, best.params)}, the "
-                f"best of {len(trials)} decodings. Chosen here, so no result.",
+                f"pass@1 **{report.percent(found)}** on {found.n:,} problems at "
+                f"{escaped(_decoding(args, best.params))}, the best of {len(trials)} decodings. Chosen here, so no "
+                "result.",
                 arm="ssd-search",
             )
             num_tokens = sum(trial.attempt.num_tokens for trial in trials)
@@ -177,8 +179,7 @@ class _Measured:
             standard = max(complete, key=np.mean, default=None)
             correct_PS = search.race(measure, standard, self.sizes, search.ALPHA)
             part = self.problems[: len(correct_PS)]
-            wanted = {problem.problem_id for problem in part}
-            generated = drawn[0]._replace(samples=[s for s in drawn[0].samples if s.problem_id in wanted], drawn=None)
+            generated = drawn[0]._replace(drawn=None)
             grades = [grade for problem in part for grade in graded[problem.problem_id]]
             with mlflow.start_run(nested=True) as run:
                 evaluation.log(self.step, arm, part, generated, grades)
@@ -224,7 +225,7 @@ def _storage(step: tracking.Step) -> optuna.storages.BaseStorage:
 
 
 def _study(step: tracking.Step, storage, family: str, space: Space) -> optuna.Study:
-    return search.open_study(storage, f"{step.work.name}-{family}", space, step.args.seed)
+    return search.open_study(storage, f"{step.name}-{step.key[:16]}-{family}", space, step.args.seed)
 
 
 def _confirm(step, storage, family: str, space: Space, best: Trial, attempt: search.Attempter, wait: bool):
@@ -259,7 +260,8 @@ def _write(step: tracking.Step, studies, trials: dict[str, list[Trial]], again: 
         best[family] = {"decoding": decoding, "estimate": confirmed, "run_id": attempt.run_id} | (attempt.notes or {})
         num_stopped = sum(len(trial.attempt.correct_PS) < len(choosing) for trial in of)
         table.append(
-            f"| {family} | {decoding} | {report.percent(confirmed)} | {confirmed.n:,} | {len(of)} | {num_stopped} |"
+            f"| {escaped(family)} | {escaped(decoding)} | {report.percent(confirmed)} | {confirmed.n:,} | {len(of)} | "
+            f"{num_stopped} |"
         )
         name = family.replace("-", "_")
         mlflow.log_metrics({f"{name}_pass_at_1{end}": getattr(confirmed, part) for end, part in bounds.items()})

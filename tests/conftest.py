@@ -19,6 +19,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: ("test_project" not in item.nodeid, "test_training" not in item.nodeid))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def work_dir(tmp_path_factory) -> Path:
+    """Where the tests' unfinished work is: not among the user's."""
+    folder = tmp_path_factory.mktemp("work")
+    os.environ["SSD_WORK_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def lab_model(tmp_path_factory) -> str:
     """Folder of a lab model that has learned a little: its likeliest tokens are no ties."""

@@ -50,6 +50,9 @@ def given(tmp_path_factory, lab_model) -> dict[str, str]:
     (folder / "empty_mirror").mkdir()
     (folder / "typo.yaml").write_text("temperature: [{temprature: 1}]")
     (folder / "list.yaml").write_text("- lab")
+    (folder / "deep.yaml").write_text("lab: " + "[" * 5000)
+    levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    (folder / "aliases.yaml").write_text(f"a0: &a0 [x]\n{levels}")
     (folder / "section.yaml").write_text("sample contrl: {top_p: 1.0}")
     names = [path.name for path in folder.iterdir()]
     return {name: str(folder / name) for name in names} | {"lab": lab_model, "lab_file": f"{lab_model}/config.json"}
@@ -101,6 +104,8 @@ CASES = [  # step, parameters, what the error says
     ("evaluate", GENERATION | {"decodings": "/nowhere.yaml"}, r"decodings=/nowhere.yaml: no such file"),
     ("evaluate", GENERATION | {"decodings": "{typo.yaml}"}, r"typo.yaml: .*'temprature'"),
     ("main", {"preset": "{list.yaml}"}, r"list.yaml does not hold parameters by entry point"),
+    ("main", {"preset": "{deep.yaml}"}, r"deep.yaml is not YAML that can be read: it is nested too deeply"),
+    ("main", {"preset": "{aliases.yaml}"}, r"aliases.yaml is not YAML of plain values \(\*a0 is an alias"),
     ("main", {"preset": "{section.yaml}"}, r"'sample contrl' is none of main, "),
     ("train", {"model": "{lab}", "lr": "nan"}, r"lr='nan' is not a finite number"),
     ("train", {"model": "{lab}", "global_batch_size": 0}, r"global_batch_size=0 is not an integer >= 1"),

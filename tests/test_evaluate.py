@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ssd import models, records, tracking
+from ssd import models, processes, records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem
 
@@ -105,22 +105,24 @@ def test_stored_samples_are_graded_again_without_an_engine(
 
 
 def test_a_run_that_a_kill_left_running_is_ended_by_the_next_of_its_step(run_step, tmp_path):
-    """With all that it nested; also where it only waited: `mlflow run` with a preset does in a run of its own."""
+    """With all that it nested; also where it only waited: `mlflow run` with a preset does in a run of its own. And
+    where another process has its id by now, as in a container that was started again."""
     killed = subprocess.Popen(["true"])
     killed.wait()
     client = mlflow.MlflowClient()
     experiment = mlflow.get_experiment_by_name("tests").experiment_id
-    left, alive = (
-        client.create_run(experiment, tags={"step": "power", "ssd.host": socket.gethostname(), "ssd.pid": str(pid)})
-        for pid in (killed.pid, os.getpid())
+    shared = {"step": "power", "ssd.host": socket.gethostname()}
+    left, replaced, alive = (
+        client.create_run(experiment, tags=shared | {"ssd.process": process})
+        for process in (f"{killed.pid} 1.00", f"{os.getpid()} 1.00", processes.this())
     )
     trial = client.create_run(experiment, tags={"mlflow.parentRunId": left.info.run_id})
     not_begun = client.create_run(experiment, tags={"mlflow.parentRunId": trial.info.run_id})
     grades = [Grade(f"p{i}", k, "right" if i % 2 else "wrong", "1") for i in range(20) for k in range(2)]
     records.write(tmp_path / "grades.parquet", Grade, grades)
     run_step("power", grades=tmp_path / "grades.parquet")
-    status = [client.get_run(each.info.run_id).info.status for each in (left, trial, not_begun, alive)]
-    assert status == ["KILLED", "KILLED", "KILLED", "RUNNING"]
+    status = [client.get_run(each.info.run_id).info.status for each in (left, trial, not_begun, replaced, alive)]
+    assert status == [*["KILLED"] * 4, "RUNNING"]
     client.set_terminated(alive.info.run_id)
 
 

@@ -1,4 +1,5 @@
-"""The whole project through `mlflow run`, killed twice on its way: nothing is lost or done twice."""
+"""The whole project through `mlflow run`, killed twice on its way and finished from another clone: nothing is lost or
+done twice."""
 
 import contextlib
 import json
@@ -60,15 +61,20 @@ def project(tmp_path_factory) -> Path:
 MLFLOW_RUN = ("mlflow", "run", ".", "--env-manager", "local", "-P", "preset=tiny")
 
 
-def start(project: Path, module: str, *arguments: str) -> subprocess.Popen:
-    """`python -m module arguments` in the project, its output in log.txt."""
+def start(project: Path, module: str, *arguments: str, clone: str = ".") -> subprocess.Popen:
+    """`python -m module arguments` in the project, or a `clone` of it, its output in log.txt."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db", "PYTHONUNBUFFERED": "1"}
+    environment["XDG_CACHE_HOME"] = f"{project}/work"
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # mlflow calls `python`
-    for name in ("MLFLOW_RUN_ID", "PYTHONDONTWRITEBYTECODE"):  # files of Python's own appear as they do for a user
+    for name in (
+        "SSD_WORK_DIR",
+        "MLFLOW_RUN_ID",
+        "PYTHONDONTWRITEBYTECODE",
+    ):  # files of Python's own appear as they do for a user
         environment.pop(name, None)
     with open(project / "log.txt", "ab") as log:
         command = [sys.executable, "-m", module, *arguments]
-        return subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=project / clone, env=environment, stdout=log, stderr=log)
 
 
 def finish(process: subprocess.Popen, project: Path) -> str:
@@ -96,10 +102,12 @@ def kill_when(project: Path, process: subprocess.Popen, pattern: str, whole: boo
 def finished(project) -> dict:
     """The project after main was killed in mid-sampling, then in mid-training, and then left to finish."""
     main = ("steps.main", "--preset", "tiny")  # as `mlflow run .` starts it
-    shards = kill_when(project, start(project, *main), "work/sample-*/samples/part-*.parquet", True)
+    shards = kill_when(project, start(project, *main), "work/ssd-math/sample-*/samples/part-*.parquet", True)
     before_kill = {(s.problem_id, s.sample_index): s.token_ids for shard in shards for s in records.read(shard, Sample)}
-    kill_when(project, start(project, *main), "work/train-*/checkpoint-10/trainer_state.json", False)
-    output = finish(start(project, *MLFLOW_RUN), project)
+    kill_when(project, start(project, *main), "work/ssd-math/train-*/checkpoint-10/trainer_state.json", False)
+    subprocess.run(["git", "clone", "-q", ".", "work/clone"], cwd=project, check=True)  # as MLflow makes of a URL
+    output = finish(start(project, *MLFLOW_RUN, clone="work/clone"), project)
+    assert list(project.glob("work/ssd-math/*")) == []
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
     yield {"before_kill": before_kill, "output": output}
     mlflow.set_tracking_uri(None)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from ssd.records import Problem, Sample
 
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(10)]
 REQUESTS = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 60, seed=0)
-MANIFEST = {"model": "m", "decoding": "T=1"}
+ASKED = {(request.problem_id, request.sample_index) for request in REQUESTS}
+MANIFEST = {"model": "m", "prompt": "?", "thinks": False, "engine": "echo", "seed": 0, "n": 60}
+MANIFEST |= {"decoding": {"temperature": 1.0}}
 
 
 class Echo:
@@ -45,6 +48,81 @@ def test_an_interrupted_run_goes_on_and_ends_with_each_sample_once(tmp_path):
     found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(tmp_path)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in REQUESTS)
     assert sampling.pending(tmp_path, REQUESTS, MANIFEST) == []
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_a_shard_that_was_removed_is_drawn_again_and_no_other_is_overwritten(tmp_path, removed):
+    """As the error about a damaged shard advises."""
+    with pytest.raises(KeyboardInterrupt):
+        sampling.sample(Echo(600 - 30), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
+    shards = sorted(tmp_path.glob("*.parquet"))
+    assert len(shards) == 3
+    shards[removed].unlink()
+    sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
+    assert {(s.problem_id, s.sample_index) for s in sampling.completed(tmp_path, REQUESTS).samples} == ASKED
+    assert {shard for number, shard in enumerate(shards) if number != removed} <= set(tmp_path.glob("*.parquet"))
+
+
+def test_samples_whose_file_vanishes_while_others_are_drawn_are_missed_and_drawn_by_the_next_command(
+    tmp_path, lab_model, monkeypatch
+):
+    class Losing(Echo):
+        def generate(self, requests):
+            for number, sample in enumerate(super().generate(requests)):
+                if number == 300 and len(requests) == len(REQUESTS):
+                    (tmp_path / "a" / "part-000000.parquet").unlink()
+                yield sample
+
+    monkeypatch.setattr(sampling, "open_engine", lambda *_: Losing())
+    sampler = sampling.Sampler(lab_model, "transformers", "code")
+    with pytest.raises(ValueError, match="holds 344 of the 600 samples .*give the same command again"):
+        sampler.generate(PROBLEMS, {"a": Decoding()}, 60, 0, tmp_path)
+    generated = sampler.generate(PROBLEMS, {"a": Decoding()}, 60, 0, tmp_path)["a"]
+    assert {(s.problem_id, s.sample_index) for s in generated.samples} == ASKED
+    assert len(generated.samples) == len(REQUESTS) and len(generated.drawn.num_tokens) == 256
+
+
+def test_a_smaller_set_of_problems_gets_its_own_samples_alone_from_a_folder_with_more(tmp_path, lab_model, monkeypatch):
+    """A search that is killed in a trial begins it again with the smallest part of the problems."""
+    monkeypatch.setattr(sampling, "open_engine", lambda *_: Echo())
+    for num_problems in (10, 4):
+        sampler = sampling.Sampler(lab_model, "transformers", "code")
+        generated = sampler.generate(PROBLEMS[:num_problems], {"a": Decoding()}, 2, 0, tmp_path)["a"]
+        assert Counter(sample.problem_id for sample in generated.samples) == {f"p{i}": 2 for i in range(num_problems)}
+    assert generated.drawn is None
+
+
+def test_what_another_process_has_stored_meanwhile_is_not_drawn_again(tmp_path):
+    for count in (40, 0):
+        sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS[:count], MANIFEST), tmp_path)
+    assert sampling.sample(Echo(), REQUESTS[:40], tmp_path) is None
+    assert len(sampling.sample(Echo(), REQUESTS[:50], tmp_path).num_tokens) == 10
+
+
+def test_an_engine_that_gives_a_sample_twice_is_stopped_before_it_is_stored_twice(tmp_path):
+    class Doubling(Echo):
+        def generate(self, requests):
+            for sample in super().generate(requests):
+                yield from (sample, sample)
+
+    with pytest.raises(RuntimeError, match=r"gave \('p0', 0\) twice"):
+        sampling.sample(Doubling(), REQUESTS, tmp_path)
+    assert len(sampling.stored(tmp_path)) == 1
+
+
+def test_a_bit_that_flips_in_a_shard_changes_no_sample_unnoticed_and_its_file_is_named(tmp_path):
+    sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
+    shard, samples, num_noticed = tmp_path / "part-000001.parquet", sampling.stored(tmp_path), 0
+    whole = shard.read_bytes()
+    positions = range(40, len(whole) // 2, 97)
+    for position in positions:
+        shard.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            assert sampling.stored(tmp_path) == samples  # a page's header has idle parts
+        except ValueError as error:
+            assert re.search(r"part-000001.parquet: not a readable Parquet file .*; remove it", str(error))
+            num_noticed += 1
+    assert num_noticed > len(positions) / 2
 
 
 class Slow(Echo):
@@ -89,6 +167,7 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
     sampling.sample(Echo(), sampling.pending(folder, requests, MANIFEST), folder)
     found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(folder)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in requests)
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".parquet"}  # nothing half written is left
 
 
 def test_a_sample_is_on_disk_soon_though_the_next_is_long_in_coming(tmp_path, monkeypatch):
@@ -140,8 +219,16 @@ def test_samples_are_on_disk_before_the_run_ends(tmp_path):
 
 def test_a_folder_begun_with_other_settings_is_refused_by_name(tmp_path):
     sampling.pending(tmp_path, REQUESTS, MANIFEST)
-    with pytest.raises(ValueError, match="decoding='T=1', not 'T=2'"):
-        sampling.pending(tmp_path, REQUESTS, MANIFEST | {"decoding": "T=2"})
+    with pytest.raises(ValueError, match="decoding={'temperature': 1.0}, not {'temperature': 2.0}"):
+        sampling.pending(tmp_path, REQUESTS, MANIFEST | {"decoding": {"temperature": 2.0}})
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model": "m', "null", "{}", '{"n": 1}', "[" * 100_000, "\udcff"])
+def test_a_damaged_manifest_is_refused_by_name(tmp_path, content):
+    sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS[:3], MANIFEST), tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"manifest.json .*copy the folder again"):
+        sampling.load(tmp_path)
 
 
 def test_a_second_process_on_the_folder_is_refused(tmp_path):
@@ -163,6 +250,7 @@ def test_a_folder_that_is_shared_is_nobodys_alone(tmp_path):
             held.enter_context(records.alone(folder))
     with contextlib.ExitStack() as held:
         held.enter_context(records.alone(folder))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
 def test_seeds_depend_on_the_problem_and_the_index_alone():

@@ -215,6 +215,13 @@ def test_an_engine_is_opened_for_every_choice_of_a_space(tmp_path):
         ("a: {settings: {x: [1, 2]}, known: [{x: 1}]}", "it needs source, x"),
         ("a: {settings: {x: {low: 0.0, high: 1.0}}, known: [{x: 2.0, source: me}]}", "x=2.0, outside"),
         ("just words", "does not hold settings by family"),
+        ("a: {settings: null}", "space.yaml does not hold settings by family"),
+        ("a: {settings: {x: [1]}, known: [1]}", "space.yaml does not hold settings by family"),
+        ("a: {settings: {x: {low: 0.0, high: 1.0}}, known: [{x: high, source: me}]}", "x=high, outside"),
+        ("a: !!python/object/apply:os.system [ls]", "space.yaml is not YAML of plain values .*os.system"),
+        ("a: {settings: [", "space.yaml is not YAML of plain values .*line 1"),
+        ("[" * 5000, "space.yaml is not YAML that can be read: it is nested too deeply"),
+        ("a: &x [1]\nb: *x", "space.yaml is not YAML of plain values .*x is an alias"),
     ],
 )
 def test_a_space_that_means_nothing_is_refused_by_name(tmp_path, content, message):
@@ -332,10 +339,11 @@ def test_a_killed_search_goes_on_and_all_of_its_trials_are_those_of_the_run_that
         "MLFLOW_TRACKING_URI": f"sqlite:///{sets}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "tests",
         "SSD_WORK_DIR": str(sets / "killed"),
     }  # fmt: skip
-    given = common(sets) | {"model": lab_model, "trials": 4, "seed": 1}
+    records.write(sets / "large.parquet", Problem, world.problems(120, 6))  # trials grow, from 60 problems
+    given = common(sets) | {"problems": sets / "large.parquet", "model": lab_model, "trials": 4, "seed": 1}
     command = [sys.executable, "-m", "steps.search", *(f"--{name}={value}" for name, value in given.items())]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    while not list(sets.glob("killed/search-*/trials/temperature-last-2/*.parquet")):
+    while not list(sets.glob("killed/search-*/trials/temperature-*/part-000001.parquet")):  # of a second part
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()

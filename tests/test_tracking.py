@@ -1,5 +1,14 @@
 """What makes two pieces of work the same."""
 
+import http.server
+import json
+import multiprocessing
+import threading
+import time
+
+import mlflow
+import pytest
+
 from ssd import tracking
 
 
@@ -41,3 +50,81 @@ def test_where_samples_are_drawn_and_what_that_costs_is_no_part_of_the_work():
     assert len({*keys, tracking._key("sample", {"n": 1, "engine": "openai:http://a/v1", "gpu_hour_price": 3.0})}) == 1
     assert tracking._key("sample", common | {"engine": "transformers"}) not in keys
     assert tracking._key("search", {"storage": "local"}) == tracking._key("search", {"storage": "mlflow"})
+
+
+forked = multiprocessing.get_context("fork")  # imports nothing again
+
+
+def start_run(uri: str) -> None:
+    tracking._prepare_store(uri)
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(experiment_id="0"):
+        mlflow.log_param("a", 1)
+
+
+def test_a_store_whose_making_was_killed_at_any_moment_is_made_by_the_next_process(tmp_path):
+    uri, partial = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / ".mlflow.db.partial"
+    for after_bytes in (0, 40_000, 200_000, 500_000):
+        maker = forked.Process(target=tracking._prepare_store, args=(uri,))
+        maker.start()
+        while not partial.exists() or partial.stat().st_size < after_bytes:
+            assert maker.is_alive()
+            time.sleep(0.001)
+        maker.kill()
+        maker.join()
+        assert not (tmp_path / "mlflow.db").exists()
+    last = forked.Process(target=start_run, args=(uri,))
+    last.start()
+    last.join()
+    assert last.exitcode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db"}
+
+
+def test_two_processes_that_begin_at_once_on_a_store_that_is_not_there_both_find_one(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    pair = [forked.Process(target=start_run, args=(uri,)) for _ in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+    assert len(mlflow.MlflowClient(uri).search_runs(["0"])) == 2
+
+
+class BreaksOff(http.server.BaseHTTPRequestHandler):
+    """An artifact store whose first answers end in the midst of a file."""
+
+    def do_GET(self):
+        is_file = "?path=" not in self.path  # else a listing
+        body = json.dumps({"numbers": list(range(1000))} if is_file else {"files": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.server.num_asked += is_file
+        self.wfile.write(body[: 100 if is_file and self.server.num_asked <= self.server.num_broken else None])
+
+    def log_message(self, *_):
+        """Nothing: the requests are not of interest."""
+
+
+@pytest.mark.parametrize(("num_broken", "is_read"), [(3, True), (99, False)])
+def test_an_artifact_whose_download_breaks_off_is_asked_for_again(tmp_path, monkeypatch, num_broken, is_read):
+    monkeypatch.setattr(tracking, "READ_PAUSES_S", (0.01,) * 4)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff) as server:
+        server.num_asked, server.num_broken = 0, num_broken
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+        try:
+            root = f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts"
+            experiment = mlflow.create_experiment("far", root)
+            with mlflow.start_run(experiment_id=experiment) as run:
+                uri = f"runs:/{run.info.run_id}/numbers.json"
+            if is_read:
+                assert tracking.read_json(uri) == {"numbers": list(range(1000))}
+            else:
+                with pytest.raises(ValueError, match="numbers.json.*cannot be read from the tracking store.*again"):
+                    tracking.read_json(uri)
+        finally:
+            mlflow.set_tracking_uri(None)
+            server.shutdown()
+    assert server.num_asked == (4 if is_read else 5)

@@ -1,6 +1,6 @@
-"""Steps against a real `mlflow server` with PostgreSQL and artifacts of its own, which goes away in their midst.
+"""Steps against a real `mlflow server`: one as it starts without options, and one with PostgreSQL that goes away.
 
-Slow (a database, a server and an outage of a minute), so asked for by name: `python -m pytest -m slow -n 0 tests`.
+Slow (servers, a database and an outage of a minute), so asked for by name: `python -m pytest -m slow -n 0 tests`.
 """
 
 import contextlib
@@ -35,15 +35,17 @@ def free_port() -> int:
 class Server:
     """`mlflow server`, in a process group of its own."""
 
-    def __init__(self, database: str, artifacts: Path):
+    def __init__(self, folder: Path, *options: str):
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
-        self.command += ["--artifacts-destination", str(artifacts), "--host", "127.0.0.1", "--port", str(self.port)]
+        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.command += ["--workers", "1", *options]
+        self.folder = folder
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, start_new_session=True)
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        self.process = subprocess.Popen(self.command, start_new_session=True, cwd=self.folder, env=environment)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -59,11 +61,52 @@ class Server:
 
 @pytest.fixture
 def server(postgresql, tmp_path) -> Iterator[Server]:
-    running = Server(postgresql("mlflow"), tmp_path / "artifacts")
+    options = ("--backend-store-uri", postgresql("mlflow"), "--artifacts-destination", str(tmp_path / "artifacts"))
+    running = Server(tmp_path, *options)
     mlflow.set_tracking_uri(running.uri)
     yield running
     mlflow.set_tracking_uri(None)
     running.kill()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Iterator[Server]:
+    """A server as most teams start it: on a new SQLite file, and artifacts go through it."""
+    running = Server(tmp_path_factory.mktemp("server"))
+    mlflow.set_tracking_uri(running.uri)
+    yield running
+    mlflow.set_tracking_uri(None)
+    running.kill()
+
+
+def run_step(name: str, server: str, work: Path, **parameters: object) -> mlflow.entities.Run:
+    """A step as a user runs it, against the server at `server`; its run."""
+    command = [sys.executable, "-m", f"steps.{name}", *(f"--{key}={value}" for key, value in parameters.items())]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": server, "SSD_WORK_DIR": str(work)}
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    return mlflow.search_runs(["0"], f"tags.step = '{name}'", output_format="list")[0]
+
+
+@pytest.fixture(scope="module")
+def prepared(plain, tmp_path_factory) -> mlflow.entities.Run:
+    sources = dict.fromkeys(("train_sources", "val_sources", "final_sources"), "lab")
+    sizes = {"train_size": 40, "val_size": 20, "quick_size": 10, "final_size": 20}
+    return run_step("prepare", plain.uri, tmp_path_factory.mktemp("work"), **sources, **sizes)
+
+
+def test_steps_run_on_a_server_without_options_and_their_datasets_can_be_loaded_from_it(
+    plain, prepared, lab_model, tmp_path
+):
+    assert prepared.info.artifact_uri.startswith("mlflow-artifacts:")
+    train = f"runs:/{prepared.info.run_id}/train.parquet"
+    given = {"model": lab_model, "problems": train, "engine": "transformers", "max_tokens": 40, "temperature": 1.0}
+    run = run_step("sample", plain.uri, tmp_path, top_k=0, n=1, **given)
+    assert run.info.status == "FINISHED" and run.data.metrics["num_samples"] == 40
+    for dataset in prepared.inputs.dataset_inputs:
+        if dataset.dataset.source_type == "http":
+            loaded = mlflow.data.get_source(dataset).load(str(tmp_path))
+            assert len(records.read(loaded, Problem)) == int(prepared.data.metrics[f"num_{dataset.dataset.name}"])
+    assert {dataset.dataset.source_type for dataset in run.inputs.dataset_inputs} == {"http"}
 
 
 def test_a_step_outlives_a_server_that_is_gone_for_a_minute(server, lab_model, tmp_path):

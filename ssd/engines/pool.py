@@ -1,13 +1,16 @@
 """Requests over several places that may fail: each has a bounded number in flight, and a lost one's go to the others.
 
 A place is a server or a worker that completes one request a call. One that fails is asked for nothing until it
-answers again, which may take as long as another place is at work, or `LOST_AFTER_S` where none is.
+answers again, which may take as long as another place is at work, or `LOST_AFTER_S` where none is. Where nothing is
+finished for `deadline_s`, the run ends; what one place does not finish in half of that goes to another.
 """
 
 import abc
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -21,8 +24,20 @@ MISSED_PROBES = 3  # after which what it was asked for goes to the others
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 LOST_AFTER_S = 900.0  # without any place; loading a large model takes minutes
 MAX_FAILURES = 8  # of one request, before it is held to be the cause
+DEADLINE_ENV = "SSD_DEADLINE_S"
 
 logger = logging.getLogger(__name__)
+
+
+def deadline_s(requests: Sequence[Request]) -> float:
+    """Seconds without a finished sample that end a run: SSD_DEADLINE_S, or 20 minutes and half a second a token."""
+    given = os.environ.get(DEADLINE_ENV)
+    if given is None:
+        return 1200 + 0.5 * max((request.decoding.max_tokens for request in requests), default=0)
+    with contextlib.suppress(ValueError):
+        if 0 < float(given) < math.inf:
+            return float(given)
+    raise ValueError(f"{DEADLINE_ENV}={given!r} is not a number of seconds above 0; set it so, or unset it")
 
 
 class Unavailable(Exception):
@@ -40,7 +55,8 @@ class Place(abc.ABC):
         self.name = name
         self.up, self.down = asyncio.Event(), asyncio.Event()
         self.up.set()
-        self.down_since = 0.0
+        self.down_since = self.finished_at = 0.0
+        self.error: BaseException | None = None  # its last
         self.backoff_s = MIN_BACKOFF_S
         self.calls: set[asyncio.Task] = set()
 
@@ -58,11 +74,12 @@ class Place(abc.ABC):
 
     def fail(self, error: BaseException) -> None:
         """Ask it for nothing more until it answers again."""
+        self.error = error
         if self.up.is_set():
             self.up.clear()
             self.down.set()
             self.down_since = time.monotonic()
-            logger.warning("%s does not answer (%s); its requests wait for it or go elsewhere", self.name, error)
+            logger.warning("%s failed (%s); its requests wait for it or go elsewhere", self.name, error)
 
 
 class Pool:
@@ -103,11 +120,13 @@ class Pool:
             waiting.put_nowait((request, 0))
         # Turn by turn, so that few requests are shared out evenly.
         width = min(self.concurrency, len(requests))
-        tasks = [asyncio.create_task(_work(place, waiting, finished)) for _ in range(width) for place in self.places]
+        deadline = deadline_s(requests)
+        works = [_work(place, waiting, finished, deadline / 2) for _ in range(width) for place in self.places]
+        tasks = [asyncio.create_task(work) for work in works]
         tasks += [asyncio.create_task(self._watch(place, finished)) for place in self.places]
         try:
             for _ in requests:
-                outcome = await finished.get()
+                outcome = await self._next(finished, deadline)
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield outcome
@@ -116,6 +135,17 @@ class Pool:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _next(self, finished: asyncio.Queue, deadline: float) -> Sample | Exception:
+        try:
+            async with asyncio.timeout(deadline):
+                return await finished.get()
+        except TimeoutError:
+            places = ", ".join(f"{place.name} ({place.error or 'no answer'})" for place in self.places)
+            raise ValueError(
+                f"no sample has finished for {deadline:g} s at {places}; finished samples are kept: see its log and "
+                f"give the same command again, or set {DEADLINE_ENV} to more seconds"
+            ) from None
 
     async def _watch(self, place: Place, finished: asyncio.Queue) -> None:
         """Notice that `place` is gone, though it says nothing, and that it is back."""
@@ -136,7 +166,7 @@ class Pool:
                 if missed == MISSED_PROBES:
                     place.fail(error)
                     for call in place.calls:
-                        call.cancel()
+                        call.cancel("no sign of life")
                 now = time.monotonic()
                 if all(not each.up.is_set() and now - each.down_since > LOST_AFTER_S for each in self.places):
                     lost = ValueError(
@@ -166,7 +196,26 @@ def _close(runner: asyncio.Runner, places: Sequence[Place]) -> None:
     # Else it was collected amid another engine's work, where no loop may run: what it holds ends with the process.
 
 
-async def _work(place: Place, waiting: asyncio.LifoQueue, finished: asyncio.Queue) -> None:
+async def _within(call: asyncio.Task, place: Place, limit_s: float) -> None:
+    """Wait for `call`, and cancel it where `place` finishes nothing for `limit_s`."""
+    began = time.monotonic()
+    while not call.done():
+        left_s = max(began, place.finished_at) + limit_s - time.monotonic()
+        if left_s <= 0:
+            call.cancel(f"nothing finished there for {limit_s:g} s")
+        await asyncio.wait({call}, timeout=max(left_s, 0) or None)
+
+
+def _error(call: asyncio.Task) -> BaseException | None:
+    if not call.cancelled():
+        return call.exception()
+    try:
+        call.result()
+    except asyncio.CancelledError as error:
+        return Unavailable(*error.args)
+
+
+async def _work(place: Place, waiting: asyncio.LifoQueue, finished: asyncio.Queue, limit_s: float) -> None:
     """Complete one waiting request after the other at `place`."""
     while True:
         await place.up.wait()
@@ -176,10 +225,11 @@ async def _work(place: Place, waiting: asyncio.LifoQueue, finished: asyncio.Queu
             continue
         call = asyncio.ensure_future(place.complete(request))
         place.calls.add(call)
-        await asyncio.wait({call})
+        await _within(call, place, limit_s)
         place.calls.discard(call)
-        error = Unavailable("no sign of life") if call.cancelled() else call.exception()
+        error = _error(call)
         if error is None:
+            place.finished_at = time.monotonic()
             place.backoff_s = MIN_BACKOFF_S
             finished.put_nowait(call.result())
         elif isinstance(error, Unavailable):

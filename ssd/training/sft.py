@@ -290,8 +290,8 @@ def _check_room(
         free, needed = torch.cuda.mem_get_info()[0], (12 * num_trained + 4 * num_parameters) / num_processes
         if needed > free:
             raise ValueError(
-                f"training a model of {num_parameters:,} weights takes {needed / 2**30:.0f} GiB on each GPU for "
-                f"{parts} alone, and {free / 2**30:.0f} GiB are free; {remedy}"
+                f"training a model of {num_parameters:,} weights takes {_size(needed)} on each GPU for "
+                f"{parts} alone, and {_size(free)} are free; {remedy}"
             )
     # A checkpoint: float32 weights (twice, where they are gathered from several GPUs) and moments to go on from, and
     # weights to export, at most float32.
@@ -299,9 +299,18 @@ def _check_room(
     free, needed = shutil.disk_usage(folder).free, num_checkpoints * num_parameters * of_parameter
     if needed > free:
         raise ValueError(
-            f"{num_checkpoints} checkpoints take up to {needed / 2**30:.0f} GiB and {folder} has "
-            f"{free / 2**30:.0f} GiB free; raise save_steps, or move unfinished work to another disk (SSD_WORK_DIR)"
+            f"{num_checkpoints} checkpoints take up to {_size(needed)} and {folder} has "
+            f"{_size(free)} free; raise save_steps, or move unfinished work to another disk (SSD_WORK_DIR)"
         )
+
+
+def _size(num_bytes: float) -> str:
+    """`num_bytes` for a person to read.
+
+    >>> _size(3e6), _size(2.5e10)
+    ('2.9 MiB', '23.3 GiB')
+    """
+    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:,.1f} GiB"
 
 
 def _lora(rank: int, has_vision: bool) -> Any:

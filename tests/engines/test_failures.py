@@ -5,6 +5,7 @@ import collections
 import contextlib
 import http.server
 import json
+import re
 import socket
 import threading
 import time
@@ -19,7 +20,8 @@ from ssd.records import Problem
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(20)]
 DECODING = Decoding(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, presence_penalty=0.5, max_tokens=4)
 REQUESTS = requests_for(PROBLEMS, [[1, 2, 3]] * 20, DECODING, 6, seed=0)
-WHAT_WAS_ASKED = sorted((r.problem_id, r.sample_index, [r.seed % 7, 5]) for r in REQUESTS)
+END = 2  # the token that ends a completion of the lab's model
+WHAT_WAS_ASKED = sorted((r.problem_id, r.sample_index, [r.seed % 7, END]) for r in REQUESTS)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,8 @@ def impatient(monkeypatch):
 
 class Server(http.server.ThreadingHTTPServer):
     """Answers as `vllm serve` does; `fails(number, seed)` is None or how the request of that number ends instead:
-    with a status, a choice like that, "break" its connection, "hang" and all others with it, "die" likewise."""
+    with a status, a choice like that, a body of these bytes, "break" its connection, "hang" and all others with it,
+    "die" likewise, "drip" a body that never ends, "never" answer."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -41,7 +44,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.model, self.fails, self.card = model, fails, card
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.bodies, self.silent, self.lock = [], False, threading.Lock()
+        self.bodies, self.silent, self.closed, self.lock = [], False, False, threading.Lock()
         self.in_flight, self.most_in_flight, self.connections = 0, 0, []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -96,17 +99,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.hang()
         elif isinstance(failure, int):
             self.reply(failure, {"error": {"message": "as it was told"}})
+        elif isinstance(failure, bytes):
+            self.reply(200, failure)
+        elif failure in ("drip", "never"):
+            self.dribble(failure == "drip")
         else:
-            choice = {"token_ids": [body["seed"] % 7, 5], "finish_reason": "stop", "text": ""}
+            choice = {"token_ids": [body["seed"] % 7, END], "finish_reason": "stop", "text": ""}
+            if body["max_tokens"] == 1:  # as asked to see what the server can do
+                choice |= {"token_ids": [END]}
+            choice["prompt_token_ids"] = body["prompt"]
             choice["logprobs"] = {"token_logprobs": [-0.5, -0.25], "top_logprobs": [{"a": -0.25}, {"b": -0.25}]}
-            self.reply(200, {"choices": [choice | (failure or {})]})
+            choice["logprobs"] = {name: each[: len(choice["token_ids"])] for name, each in choice["logprobs"].items()}
+            reply_id = (failure or {}).get("id", self.headers["X-Request-Id"])
+            self.reply(200, {"id": f"cmpl-{reply_id}", "choices": [choice | (failure or {})]})
+
+    def dribble(self, drips):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        while not self.server.closed:
+            if drips:
+                self.wfile.write(b" ")
+            time.sleep(0.05)
 
     def hang(self):
         while self.server.silent:
             time.sleep(0.05)
 
     def reply(self, status, content):
-        encoded = json.dumps(content).encode()
+        encoded = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(encoded)))
         self.send_header("Content-Type", "application/json")
@@ -127,8 +148,86 @@ def completed(servers, model, requests=REQUESTS):
 
 def test_refusals_errors_and_broken_connections_are_tried_again(lab_model):
     failures = {0: 429, 1: 500, 2: "break", 3: 503, 4: {"finish_reason": "abort"}}
-    server = Server(lab_model, lambda number, seed: failures.get(number % 11) if number > 1 else None)
+    server = Server(lab_model, lambda number, seed: failures.get(number % 23) if number > 1 else None)
     assert completed([server], lab_model) == WHAT_WAS_ASKED
+
+
+def changed(**values):
+    """A whole reply in which this differs."""
+    choice = {"token_ids": [3, END], "prompt_token_ids": [1, 2, 3], "finish_reason": "stop",
+              "logprobs": {"token_logprobs": [-0.5, -0.25]}}  # fmt: skip
+    return choice | values
+
+
+BAD_REPLIES = {
+    "half of a JSON": (b'{"choices": [{"token_ids": [1', "no JSON"),
+    "no choices": (b'{"choices": []}', "has not one choice"),
+    "null": (b"null", "no JSON object"),
+    "a list": (b"[]", "no JSON object"),
+    "HTML": (b"<html>502 Bad Gateway</html>", "no JSON"),
+    "not UTF-8": (b"\xff\xfe{}", "no JSON"),
+    "deep": (b"[" * 100_000, "no JSON"),
+    "ids as text": (changed(token_ids=["3", "2"]), "token id '3'"),
+    "ids as floats": (changed(token_ids=[3.0, 2.0]), "token id '3.0'"),
+    "an id that the model has not": (changed(token_ids=[99_999, END]), "token id '99999'"),
+    "an id below 0": (changed(token_ids=[-1, END]), "token id '-1'"),
+    "no tokens": (changed(token_ids=[]), "gives 0 tokens"),
+    "more tokens than asked for": (changed(token_ids=[3] * 5000), "gives 5000 tokens, and was asked for 1 to 4"),
+    "stop without an end": (changed(token_ids=[3, 5]), "says stop, and the last token, 5"),
+    "cut off early": (changed(finish_reason="length"), "cuts completions off at 2 tokens, before max_tokens=4"),
+    "no log-probabilities": (changed(logprobs={"token_logprobs": [None, None]}), "'None' as a log-probability"),
+    "a log-probability that is no number": (changed(logprobs={"token_logprobs": [float("nan"), 0.0]}), "'nan'"),
+    "fewer log-probabilities than tokens": (changed(logprobs={"token_logprobs": [-0.5]}), "not as many"),
+    "another prompt's answer": (changed(prompt_token_ids=[1, 2]), "another prompt"),
+    "another request's answer": (changed(id="another"), "answers request 'cmpl-another'"),
+}
+
+
+def test_a_bad_reply_is_asked_for_again_and_no_part_of_it_is_kept(lab_model):
+    bad = [reply for reply, _ in BAD_REPLIES.values()]
+    server = Server(lab_model, lambda number, seed: bad[number // 4] if number % 4 == 3 and number < 80 else None)
+    assert completed([server], lab_model) == WHAT_WAS_ASKED
+
+
+@pytest.mark.parametrize("kind", BAD_REPLIES)
+def test_a_server_that_replies_badly_for_ever_is_named_with_what_it_does(lab_model, kind, monkeypatch):
+    monkeypatch.setattr(pool, "MAX_BACKOFF_S", 0.01)
+    reply, message = BAD_REPLIES[kind]
+    server = Server(lab_model, at(2, reply))
+    with pytest.raises(ValueError, match=rf"failed 8 times, last at {server.url} \(.*{message}.*see that server's log"):
+        completed([server], lab_model, requests=REQUESTS[:3])
+
+
+def test_a_server_that_replies_badly_once_while_it_is_checked_is_used(lab_model):
+    server = Server(lab_model, lambda number, seed: b"<html>" if number == 1 else None)
+    assert completed([server], lab_model) == WHAT_WAS_ASKED
+
+
+@pytest.mark.parametrize("failure", [429, "never", "drip"])
+@pytest.mark.parametrize("first", [1, 30])
+def test_a_server_that_never_finishes_ends_the_run_at_the_deadline(lab_model, failure, first, monkeypatch):
+    """From its first request on, or amid the work; what was finished before is given."""
+    monkeypatch.setenv("SSD_DEADLINE_S", "2")
+    server, began = Server(lab_model, at(first, failure)), time.monotonic()
+    message = "does not answer" if first == 1 else "no sample has finished for 2 s at .*or set SSD_DEADLINE_S"
+    with pytest.raises(ValueError, match=rf"{server.url}.*" if first == 1 else message) as raised:
+        completed([server], lab_model)
+    server.closed = True
+    assert time.monotonic() - began < 10
+    assert server.url in str(raised.value) and re.search(message, str(raised.value))
+
+
+def test_a_request_that_one_server_never_answers_is_completed_by_another(lab_model, monkeypatch):
+    monkeypatch.setenv("SSD_DEADLINE_S", "2")
+    one, other = Server(lab_model, at(2, "never")), Server(lab_model)
+    assert completed([one, other], lab_model) == WHAT_WAS_ASKED
+    one.closed = True
+
+
+def test_a_deadline_that_is_none_is_refused(lab_model, monkeypatch):
+    monkeypatch.setenv("SSD_DEADLINE_S", "soon")
+    with pytest.raises(ValueError, match="SSD_DEADLINE_S='soon' is not a number of seconds above 0"):
+        completed([Server(lab_model)], lab_model)
 
 
 @pytest.mark.parametrize("failure", ["die", "hang"])

@@ -327,7 +327,7 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(lab_model, 
 
 def test_what_cannot_fit_on_the_disk_is_refused_before_it_is_computed(lab_model, samples, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1))
-    with pytest.raises(ValueError, match=r"checkpoints take up to .* GiB and .* has 0 GiB free; raise save_steps"):
+    with pytest.raises(ValueError, match=r"checkpoints take up to .* MiB and .* has 0.0 MiB free; raise save_steps"):
         train(lab_model, rows(samples, 256).dataset, tmp_path, global_batch_size=16, on_log=None, **SETTINGS)
 
 
