@@ -1,6 +1,7 @@
 """The whole experiment, in the order in which a person would do it; what is already done is not done again.
 
-Reads:  a preset (presets/NAME.yaml): values over MLproject's defaults, by entry point and, as `sample control`, by arm.
+Reads:  a preset (presets/NAME.yaml): values over MLproject's defaults, by entry point and, as `sample control`, by arm;
+        model and source_root, where given, over the preset's.
 Writes: a nested run for each step.
 Run:    mlflow run .
 """
@@ -12,6 +13,7 @@ import mlflow
 
 from ssd import evaluation, parameters, tracking
 
+PRESET = "preset"  # a value that says: the preset's
 FAMILIES = ("temperature", "min-p", "temperature-last")
 
 
@@ -31,13 +33,12 @@ def main(step: tracking.Step) -> None:
                 f"{search['decodings']} has the families {', '.join(families)}; needs {', '.join(FAMILIES)}"
             )
     recommended = parameters.preset_values(preset, "baseline")
-    base, recommended = (
-        recommended["model"],
-        {name: recommended[name] for name in evaluation.DECODING if name in recommended},
-    )
+    base = recommended["model"] if step.args.model == PRESET else step.args.model
+    recommended = {name: recommended[name] for name in evaluation.DECODING if name in recommended}
+    sources = {} if step.args.source_root == PRESET else {"source_root": step.args.source_root}
     if base == "lab":
         base = f"runs:/{step.launch('lab', seed=seed)}/model"
-    prepared = step.launch("prepare", seed=seed)
+    prepared = step.launch("prepare", seed=seed, **sources)
     train, val, quick, final = (f"runs:/{prepared}/{name}.parquet" for name in ("train", "val", "quick", "final"))
 
     measured = step.launch("baseline", model=base, problems=val, seed=seed)

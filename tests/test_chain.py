@@ -12,7 +12,7 @@ import torch
 import transformers
 import yaml
 
-from ssd import models, parameters, prompts, records, tracking
+from ssd import models, parameters, processes, prompts, records, tracking
 from ssd.records import Problem, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def finished(preset, store, run_step) -> dict[str, list[mlflow.entities.Run]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracking, "launch", launch)
         patch.setattr(mlflow, "start_run", lambda **given: start(**given | {"nested": True}))
-        patch.setenv(tracking.LAUNCHER_PID_ENV, str(os.getpid()))
+        patch.setenv(tracking.LAUNCHER_ENV, processes.this())
         patch.setenv(tracking.WORK_DIR_ENV, str(store / "work"))
         runs["main"] = [run_step("main", preset=preset)]
     return runs
@@ -153,7 +153,7 @@ def test_diagnose_reads_the_samples_of_the_chain_with_every_model(finished, run_
     (measured,) = finished["baseline"]
     given = {"model": ssd, "control": control, "samples": f"runs:/{measured.info.run_id}/samples", "preset": preset}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(tracking.LAUNCHER_PID_ENV, str(os.getpid()))  # else the preset's values would need another launch
+        patch.setenv(tracking.LAUNCHER_ENV, processes.this())  # else the preset's values would need another launch
         run = run_step("diagnose", **parameters.preset_values(preset, "diagnose") | given)
     assert run.info.status == "FINISHED"
     num_tokens = sum(len(sample.token_ids) for sample in records.read(artifact(measured, "samples"), Sample))

@@ -16,8 +16,8 @@ BEST = {
 }
 
 
-@pytest.fixture
-def launched(tmp_path, monkeypatch) -> list[tuple[str, str, dict]]:
+@pytest.fixture(params=[()])
+def launched(request, tmp_path, monkeypatch) -> list[tuple[str, str, dict]]:
     """(entry point, run id, parameters) of every step that a main of the lab launches; the steps are not run."""
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.create_experiment("main", artifact_location=str(tmp_path / "artifacts"))
@@ -33,7 +33,7 @@ def launched(tmp_path, monkeypatch) -> list[tuple[str, str, dict]]:
         return run.info.run_id
 
     monkeypatch.setattr(tracking, "launch", launch)
-    monkeypatch.setattr(sys, "argv", ["main", "--preset", "lab", "--seed", "3"])
+    monkeypatch.setattr(sys, "argv", ["main", "--preset", "lab", "--seed", "3", *request.param])
     runpy.run_module("steps.main", run_name="__main__")
     yield calls
     mlflow.set_tracking_uri(None)
@@ -79,3 +79,11 @@ def test_no_two_sets_are_sampled_with_one_seed(launched):
     seeds = {step if step != "evaluate" else given["problems"][-13:]: given.get("seed") for step, _, given in launched}
     assert seeds["sample"] == seeds["baseline"] == 3
     assert len({seeds["sample"], seeds["quick.parquet"], seeds["final.parquet"]}) == 3
+
+
+@pytest.mark.parametrize("launched", [("--model", "a/folder", "--source_root", "a/mirror")], indirect=True)
+def test_a_model_and_a_mirror_that_are_given_take_the_place_of_the_presets(launched):
+    given = {step: parameters for step, _, parameters in launched}
+    assert "lab" not in given and given["prepare"]["source_root"] == "a/mirror"
+    assert {given[step]["model"] for step in ("baseline", "sample", "train")} == {"a/folder"}
+    assert "a/folder" in {values["model"] for step, _, values in launched if step == "evaluate"}
