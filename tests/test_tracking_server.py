@@ -1,4 +1,5 @@
-"""Steps against a real `mlflow server`: one as it starts without options, and one with PostgreSQL that goes away.
+"""Steps against a real `mlflow server`: one as it starts without options, one with PostgreSQL that goes away, and one
+as a team may have it: PostgreSQL, artifacts in S3, and a password.
 
 Slow (servers, a database and an outage of a minute), so asked for by name: `python -m pytest -m slow -n 0 tests`.
 """
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 
-from ssd import records
+from ssd import models, parameters, records
 from ssd.lab import world
 from ssd.records import Problem
 
@@ -35,7 +37,8 @@ def free_port() -> int:
 class Server:
     """`mlflow server`, in a process group of its own."""
 
-    def __init__(self, folder: Path, *options: str):
+    def __init__(self, folder: Path, *options: str, **environment: str):
+        self.environment = environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
@@ -45,6 +48,7 @@ class Server:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        environment |= self.environment
         self.process = subprocess.Popen(self.command, start_new_session=True, cwd=self.folder, env=environment)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
@@ -73,6 +77,49 @@ def server(postgresql, tmp_path) -> Iterator[Server]:
 def plain(tmp_path_factory) -> Iterator[Server]:
     """A server as most teams start it: on a new SQLite file, and artifacts go through it."""
     running = Server(tmp_path_factory.mktemp("server"))
+    mlflow.set_tracking_uri(running.uri)
+    yield running
+    mlflow.set_tracking_uri(None)
+    running.kill()
+
+
+@pytest.fixture
+def s3(tmp_path) -> Iterator[dict[str, str]]:
+    """An S3-compatible store with the bucket `artifacts`: the environment in which its clients find it."""
+    boto3, _ = (pytest.importorskip(name, reason="needs the extra servers") for name in ("boto3", "moto"))
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL)
+    endpoint, keys = f"http://127.0.0.1:{port}", {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):  # botocore has an error for each way in which a server is not there yet
+            client.create_bucket(Bucket="artifacts")
+            break
+        time.sleep(0.5)
+    yield {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"} | keys
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def team(postgresql, s3, tmp_path, monkeypatch) -> Iterator[Server]:
+    """A server with PostgreSQL, artifacts in S3 and passwords. The steps are given the password and no key to S3."""
+    pytest.importorskip("flask_wtf", reason="needs the extra servers")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    accounts = f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/accounts.db\n"
+    accounts += "admin_username = admin\nadmin_password = a-password-1234\n"
+    accounts += "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    (folder / "auth.ini").write_text(accounts)
+    options = ("--app-name", "basic-auth", "--backend-store-uri", postgresql("team"))
+    options += ("--artifacts-destination", "s3://artifacts/mlflow")
+    secrets = {"MLFLOW_AUTH_CONFIG_PATH": f"{folder}/auth.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret"}
+    running = Server(folder, *options, **secrets, **s3)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-password-1234")
     mlflow.set_tracking_uri(running.uri)
     yield running
     mlflow.set_tracking_uri(None)
@@ -130,3 +177,45 @@ def test_a_step_outlives_a_server_that_is_gone_for_a_minute(server, lab_model, t
     grades = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/grades.parquet", dst_path=str(tmp_path))
     assert len(records.read(grades, records.Grade)) == 8000
     assert list((tmp_path / "artifacts").rglob("figures/generation.png"))
+
+
+SMALL = {"train_size": 64, "val_size": 40, "quick_size": 20, "final_size": 40, "num_steps": 30, "n": 1}
+SMALL |= {"global_batch_size": 16, "save_steps": 2, "num_texts": 20}
+
+
+def small_lab(folder: Path) -> Path:
+    """The lab's preset with fewer problems and steps."""
+    content = yaml.safe_load((ROOT / "presets" / "lab.yaml").read_text()) | {"lab": {}}
+    for section, values in content.items():
+        declared = parameters.defaults(section.split()[0])
+        values |= {name: value for name, value in SMALL.items() if name in declared}
+        if section in parameters.VARIANTS:
+            values.pop("n", None)
+    (folder / "small.yaml").write_text(yaml.safe_dump(content))
+    return folder / "small.yaml"
+
+
+def test_the_whole_experiment_runs_on_the_server_of_a_team(team, tmp_path):
+    """From problems to report; the page and the registered model are opened from the server afterwards."""
+    preset = small_lab(tmp_path)
+    command = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", f"preset={preset}"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": team.uri, "SSD_WORK_DIR": str(tmp_path / "work")}
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    runs = {run.data.tags["step"]: run for run in mlflow.search_runs(["0"], "tags.step != ''", output_format="list")}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {"main", "compare", "register", "report"} <= runs.keys()
+    for run in runs.values():
+        assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+    page = mlflow.artifacts.load_text(f"runs:/{runs['report'].info.run_id}/report.html")
+    assert "ssd-same-decoding" in page
+    trained = mlflow.artifacts.download_artifacts(f"runs:/{runs['train'].info.run_id}/model", dst_path=str(tmp_path))
+    assert models.load_weights(trained, "auto").num_parameters() > 0
+
+
+def test_a_wrong_password_is_one_line(team, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    command = [sys.executable, "-m", "steps.power"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": team.uri, "SSD_WORK_DIR": str(tmp_path / "work")}
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert team.uri in ended.stderr and "401" in ended.stderr
