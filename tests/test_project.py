@@ -19,20 +19,7 @@ from ssd import records
 from ssd.records import Grade, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_TRAIN = 320
-TINY = {  # the lab in seconds: its numbers mean nothing
-    "presets/tiny.yaml": f"""
-lab: {{num_steps: 5}}
-prepare: {{train_sources: lab, val_sources: lab, final_sources: lab, train_size: {NUM_TRAIN}, val_size: 60,
-          quick_size: 30, final_size: 60}}
-baseline: {{model: lab, engine: transformers, n: 2, max_tokens: 40, top_k: 0, top_p: 1.0, presence_penalty: 0.0}}
-power: {{delta: 0.1}}
-sample: {{model: lab, engine: transformers, max_tokens: 40, temperature: 1.0, top_k: 0, top_p: 0.85}}
-train: {{model: lab, lr: 1.0e-3, global_batch_size: 16, max_length: 256, save_steps: 10}}
-evaluate: {{engine: transformers, max_tokens: 40, temperature: 1.0, top_k: 0, top_p: 1.0}}
-register: {{name: tiny}}
-""",
-}
+NUM_TRAIN = 320  # as tests/data/tiny.yaml has it
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +32,7 @@ def project(tmp_path_factory) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
-    for name, content in TINY.items():
-        (folder / name).write_text(content)
+    shutil.copy(ROOT / "tests/data/tiny.yaml", folder / "presets")
     engine = (
         folder / "ssd/engines/transformers.py"
     )  # small batches: sampling takes long enough to be killed in its midst

@@ -156,6 +156,16 @@ def test_steps_run_on_a_server_without_options_and_their_datasets_can_be_loaded_
     assert {dataset.dataset.source_type for dataset in run.inputs.dataset_inputs} == {"http"}
 
 
+def test_the_whole_experiment_runs_on_a_server_without_options_and_its_report_opens_from_there(plain, tmp_path):
+    main = run_step("main", plain.uri, tmp_path, preset=ROOT / "tests/data/tiny.yaml")
+    nested = mlflow.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{main.info.run_id}'", output_format="list")
+    assert main.info.status == "FINISHED" and {run.info.status for run in nested} == {"FINISHED"}
+    by_step = {run.data.tags["step"]: run.info.run_id for run in nested}
+    assert "<html" in mlflow.artifacts.load_text(f"runs:/{by_step['report']}/report.html")
+    for uri in (f"runs:/{by_step['train']}/model/model.safetensors", f"runs:/{by_step['sample']}/samples"):
+        assert Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path))).exists()
+
+
 def test_a_step_outlives_a_server_that_is_gone_for_a_minute(server, lab_model, tmp_path):
     records.write(tmp_path / "quick.parquet", Problem, world.problems(400, 5))
     command = [sys.executable, "-m", "steps.evaluate", f"--model={lab_model}", f"--problems={tmp_path}/quick.parquet"]

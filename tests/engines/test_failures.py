@@ -45,7 +45,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.model, self.fails, self.card = model, fails, card
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.bodies, self.silent, self.closed, self.lock = [], False, False, threading.Lock()
-        self.in_flight, self.most_in_flight, self.connections = 0, 0, []
+        self.in_flight, self.most_in_flight, self.connections, self.elsewhere = 0, 0, [], ""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def get_request(self):
@@ -131,6 +131,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(encoded)))
         self.send_header("Content-Type", "application/json")
+        self.send_header("Location", f"{self.server.elsewhere}/completions")
         self.send_header("Retry-After-Ms", "5")
         self.end_headers()
         self.wfile.write(encoded)
@@ -222,6 +223,14 @@ def test_a_request_that_one_server_never_answers_is_completed_by_another(lab_mod
     one, other = Server(lab_model, at(2, "never")), Server(lab_model)
     assert completed([one, other], lab_model) == WHAT_WAS_ASKED
     one.closed = True
+
+
+def test_a_server_that_points_elsewhere_is_not_followed(lab_model):
+    server, elsewhere = Server(lab_model, at(1, 307)), Server(lab_model)
+    server.elsewhere = elsewhere.url
+    with pytest.raises(ValueError, match=f"{server.url} refuses a request"):
+        completed([server], lab_model)
+    assert elsewhere.bodies == []
 
 
 def test_a_deadline_that_is_none_is_refused(lab_model, monkeypatch):
