@@ -17,9 +17,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import yaml
 
-from ssd import models, parameters, records
+from ssd import records
 from ssd.lab import world
 from ssd.records import Problem
 
@@ -156,14 +155,20 @@ def test_steps_run_on_a_server_without_options_and_their_datasets_can_be_loaded_
     assert {dataset.dataset.source_type for dataset in run.inputs.dataset_inputs} == {"http"}
 
 
-def test_the_whole_experiment_runs_on_a_server_without_options_and_its_report_opens_from_there(plain, tmp_path):
-    main = run_step("main", plain.uri, tmp_path, preset=ROOT / "tests/data/tiny.yaml")
+def check_whole_experiment(server: Server, folder: Path) -> None:
+    """Run `main` from another folder than the server's; then the report, a model and samples open from the server."""
+    main = run_step("main", server.uri, folder / "work", preset=ROOT / "tests/data/tiny.yaml")
     nested = mlflow.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{main.info.run_id}'", output_format="list")
     assert main.info.status == "FINISHED" and {run.info.status for run in nested} == {"FINISHED"}
+    assert {run.info.artifact_uri.partition(":")[0] for run in nested} == {"mlflow-artifacts"}
     by_step = {run.data.tags["step"]: run.info.run_id for run in nested}
     assert "<html" in mlflow.artifacts.load_text(f"runs:/{by_step['report']}/report.html")
     for uri in (f"runs:/{by_step['train']}/model/model.safetensors", f"runs:/{by_step['sample']}/samples"):
-        assert Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path))).exists()
+        assert Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))).exists()
+
+
+def test_the_whole_experiment_runs_on_a_server_without_options_and_its_report_opens_from_there(plain, tmp_path):
+    check_whole_experiment(plain, tmp_path)
 
 
 def test_a_step_outlives_a_server_that_is_gone_for_a_minute(server, lab_model, tmp_path):
@@ -189,37 +194,8 @@ def test_a_step_outlives_a_server_that_is_gone_for_a_minute(server, lab_model, t
     assert list((tmp_path / "artifacts").rglob("figures/generation.png"))
 
 
-SMALL = {"train_size": 64, "val_size": 40, "quick_size": 20, "final_size": 40, "num_steps": 30, "n": 1}
-SMALL |= {"global_batch_size": 16, "save_steps": 2, "num_texts": 20}
-
-
-def small_lab(folder: Path) -> Path:
-    """The lab's preset with fewer problems and steps."""
-    content = yaml.safe_load((ROOT / "presets" / "lab.yaml").read_text()) | {"lab": {}}
-    for section, values in content.items():
-        declared = parameters.defaults(section.split()[0])
-        values |= {name: value for name, value in SMALL.items() if name in declared}
-        if section in parameters.VARIANTS:
-            values.pop("n", None)
-    (folder / "small.yaml").write_text(yaml.safe_dump(content))
-    return folder / "small.yaml"
-
-
 def test_the_whole_experiment_runs_on_the_server_of_a_team(team, tmp_path):
-    """From problems to report; the page and the registered model are opened from the server afterwards."""
-    preset = small_lab(tmp_path)
-    command = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", f"preset={preset}"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": team.uri, "SSD_WORK_DIR": str(tmp_path / "work")}
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
-    runs = {run.data.tags["step"]: run for run in mlflow.search_runs(["0"], "tags.step != ''", output_format="list")}
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert {"main", "compare", "register", "report"} <= runs.keys()
-    for run in runs.values():
-        assert run.info.artifact_uri.startswith("mlflow-artifacts:")
-    page = mlflow.artifacts.load_text(f"runs:/{runs['report'].info.run_id}/report.html")
-    assert "ssd-same-decoding" in page
-    trained = mlflow.artifacts.download_artifacts(f"runs:/{runs['train'].info.run_id}/model", dst_path=str(tmp_path))
-    assert models.load_weights(trained, "auto").num_parameters() > 0
+    check_whole_experiment(team, tmp_path)
 
 
 def test_a_wrong_password_is_one_line(team, tmp_path, monkeypatch):
