@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -353,27 +353,6 @@ def _drop_mask(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     return args, kwargs | {"attention_mask": None}
 
 
-class ByLength(torch.utils.data.Sampler):
-    """Row numbers in random order, then sorted by length within each optimizer step, so that little is padded.
-
-    Which rows share a step is as random as without sorting; only who shares a micro-batch is not.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        for batch in torch.randperm(len(self), generator=generator).split(self.batch_size):
-            yield from batch[self.lengths[batch].argsort(stable=True)].tolist()
-
-
 def gather_head(model: torch.nn.Module) -> None:
     """Gather the output head of a sharded `model` before TRL's loss, which multiplies by its weight but never calls it.
 
@@ -396,11 +375,6 @@ class _Watched(trl.SFTTrainer):
         self.num_tokens_by_part: list[torch.Tensor] = []  # of this process, where there are several
         self.norm2_of_first = math.nan
         self.rows: datasets.Dataset | None = None  # what is trained on, with its problems
-
-    def _get_train_sampler(self, train_dataset=None) -> ByLength:
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return ByLength(lengths, per_process * self.args.world_size, self.args.seed)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._begin()
