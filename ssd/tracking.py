@@ -66,7 +66,8 @@ class Step:
     """A running step.
 
     `args` are its parameters, inputs resolved to `runs:/ID/path`, a local path or a hub id; `key` is the identity of
-    its work; `work` is a folder that survives a kill and is found again by the same work.
+    its work; `work` is a folder that survives a kill and is found again by the same work; `launched` are the ids of the
+    runs that it has launched or reused, in order.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Step:
     run_id: str
     key: str
     work: Path
+    launched: list[str] = dataclasses.field(default_factory=list)
 
     def path(self, parameter: str) -> Path:
         """Local path of the input `parameter`, downloaded where it is remote."""
@@ -81,7 +83,9 @@ class Step:
 
     def launch(self, entry_point: str, **overrides: Any) -> str:
         """Id of a finished run of `entry_point` with these parameters over the preset's; launched if there is none."""
-        return launch(entry_point, self.args.preset, overrides)
+        run_id = launch(entry_point, self.args.preset, overrides)
+        self.launched.append(run_id)
+        return run_id
 
     def describe(self, name: str, markdown: str, **tags: str) -> None:
         """Give the run its readable name, its description and tags, and print both."""

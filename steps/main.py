@@ -2,7 +2,7 @@
 
 Reads:  a preset (presets/NAME.yaml): values over MLproject's defaults, by entry point and, as `sample control`, by arm;
         model and source_root, where given, over the preset's.
-Writes: a nested run for each step.
+Writes: a nested run for each step; the verdict and the minutes that each step took.
 Run:    mlflow run .
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 
 from ssd import evaluation, parameters, tracking
+from ssd.markdown import escaped
 
 PRESET = "preset"  # a value that says: the preset's
 FAMILIES = ("temperature", "min-p", "temperature-last")
@@ -72,7 +73,7 @@ def main(step: tracking.Step) -> None:
     registered = step.launch("register", verdict=f"runs:/{compared}/verdict.json")
     reported = step.launch("report", verdict=f"runs:/{compared}/verdict.json")
     summary = "\n\n".join(mlflow.get_run(run).data.tags["mlflow.note.content"] for run in (power, compared, registered))
-    step.describe(f"main · {preset}, seed {seed}", summary)
+    step.describe(f"main · {preset}, seed {seed}", f"{summary}\n\n{_minutes(step.launched)}")
     print(
         "Every run, figure and table: mlflow ui"
         f"{'' if mlflow.get_tracking_uri().startswith('sqlite') else ' (on your tracking server)'}"
@@ -80,6 +81,20 @@ def main(step: tracking.Step) -> None:
         "among its artifacts says what was found.",
         flush=True,
     )
+
+
+def _minutes(run_ids: list[str]) -> str:
+    """How long each launched run took, as a table in Markdown."""
+    began, total = mlflow.get_run(mlflow.active_run().info.run_id).info.start_time, 0.0
+    lines = ["| step | minutes |", "| --- | ---: |"]
+    for run in map(mlflow.get_run, run_ids):
+        if run.info.start_time < began:
+            lines.append(f"| {escaped(run.info.run_name)} | reused |")
+            continue
+        minutes = (run.info.end_time - run.info.start_time) / 60_000
+        total += minutes
+        lines.append(f"| {escaped(run.info.run_name)} | {minutes:.1f} |")
+    return "\n".join([*lines, f"| together | {total:.1f} |"])
 
 
 def _best(run_id: str) -> dict[str, dict]:

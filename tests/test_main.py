@@ -74,6 +74,12 @@ def test_main_runs_every_arm_and_they_differ_in_what_makes_them_arms(launched):
     assert power["num_problems"] == 2000
 
 
+def test_main_says_how_long_each_step_took(launched):
+    (main,) = mlflow.search_runs(filter_string="tags.step = 'main'", output_format="list")
+    *_, total = rows = main.data.tags["mlflow.note.content"].split("| step | minutes |")[1].splitlines()[2:]
+    assert len(rows) == len(launched) + 1 and total.startswith("| together | 0.")
+
+
 def test_no_two_sets_are_sampled_with_one_seed(launched):
     """Training, choosing and the final reading draw with seeds of their own."""
     seeds = {step if step != "evaluate" else given["problems"][-13:]: given.get("seed") for step, _, given in launched}
