@@ -104,9 +104,11 @@ def dies_twice_and_goes_on(url: str, tmp_path: Path) -> None:
         origin = failed.user_attrs.get("origin", str(failed.number))
         (again,) = (t for t in trials if t.number > failed.number and t.user_attrs.get("origin") == origin)
         assert (again.state, again.params) == (TrialState.COMPLETE, failed.params)
+    unbroken = search.run(study(f"sqlite:///{tmp_path}/unbroken.db"), SPACE, 8, attempt)
+    assert [trial.params for trial in search.finished(study(url))] == [trial.params for trial in unbroken]
 
 
-def test_a_killed_workers_trial_is_done_again_once_with_the_same_settings(url, tmp_path):
+def test_killed_workers_trials_are_done_again_once_and_the_study_is_as_if_nothing_had_been_killed(url, tmp_path):
     dies_twice_and_goes_on(url, tmp_path)
 
 

@@ -1,8 +1,8 @@
 """Steps as processes of their own that start at once, each with a fault at a known moment.
 
 Usage: `python launcher.py`, a request on each line of standard input:
-`{"step", "arguments", "environment", "folder", "log", "fault"}`. It imports what the steps import, forks for each request
-a process that leads a group of its own, and answers two lines: the process id, and later the exit status.
+`{"step", "arguments", "environment", "folder", "log", "fault"}`. It imports what the steps import, forks for each
+request a process that leads a group of its own, and answers two lines: the process id, and later the exit status.
 
 Moments are counted: each call of a method of `mlflow.MlflowClient` has one before it and one after it (`mlflow`), each
 opening of a file for writing, rename and removal in the step's folders has one before it (`file`). A fault is one of

@@ -1,8 +1,8 @@
 """Every step that works long is broken in the midst, given again until it finishes, and compared with an unbroken run.
 
-Slow: `python -m pytest -m slow -n 0 -s tests/faults`. SSD_FAULT_TIMES is how often each fault happens to each step, by
-default 3; 20 of each took the time that docs/reliability.md names. The last test prints the table and fails where a row of
-it is lost, doubled or different, or a command hung or never finished.
+Slow: `SSD_FAULT_TIMES=20 python -m pytest -m slow -n 0 tests/faults`. SSD_FAULT_TIMES is how often each fault happens
+to each step, by default 3. A test fails where a part of the result is lost, doubled or different, or a command hung or
+never finished. The table of all faults is printed at the end.
 
 A step is run by its own module on a clean checkout, in a process that is forked from one that has imported what steps
 import (`launcher.py`), so that twenty kills take a minute. `main` is started as a user starts it.
@@ -676,8 +676,8 @@ def table(outcomes: list[Outcome]) -> tuple[str, list[dict]]:
     total = {name: sum(row[name] for row in rows) for name in ("times", *list(rows[0])[3:])} if rows else {}
     if rows:
         lines.append(
-            f"\nfaults: {total['times']} tried, {total['lost']} lost, {total['doubled']} doubled, {total['hung']} hung, "
-            f"{total['different']} different, {total['unfinished']} never finished"
+            f"\nfaults: {total['times']} tried, {total['lost']} lost, {total['doubled']} doubled, "
+            f"{total['hung']} hung, {total['different']} different, {total['unfinished']} never finished"
         )
     return "\n".join(lines), rows
 
