@@ -337,7 +337,12 @@ def _rows_of_run(client: mlflow.MlflowClient, step: str, run: Run, place: Place)
             rows.append(
                 (f"trial {json.dumps(trial.get('decoding'), sort_keys=True)}", json.dumps(told, sort_keys=True))
             )
-        rows.append(("best", json.dumps(json.loads((folder / "decodings.json").read_text())["best"], sort_keys=True)))
+        rows.append(
+            (
+                "best",
+                NAMES.sub("X", json.dumps(json.loads((folder / "decodings.json").read_text())["best"], sort_keys=True)),
+            )
+        )
         nested = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
         for each in nested:
             settings = [each.data.params.get(name) for name in ("temperature", "top_p")]
