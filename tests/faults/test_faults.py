@@ -373,8 +373,8 @@ def compare_rows(outcome: Outcome, expected: Rows, found: Rows) -> None:
         outcome.notes.append(f"different: {name}: {expected_content[:150]} -> {contents[name][:150]}")
 
 
-def finish(bench: Bench, outcome: Outcome, place: Place, remedy: Callable[[str], None] | None = None) -> None:
-    """Give the same command again until it finishes."""
+def finish(bench: Bench, outcome: Outcome, place: Place, remedy: Callable[[str], bool] | None = None) -> None:
+    """Give the same command again until it finishes; after an error only where `remedy` did what the error asks for."""
     for _ in range(MOST_ATTEMPTS):
         before = len(place.log)
         status = bench.run(outcome.step, place)
@@ -385,9 +385,8 @@ def finish(bench: Bench, outcome: Outcome, place: Place, remedy: Callable[[str],
         if status is None:
             outcome.hung = True
             return
-        if remedy is None or "Traceback" in said:
+        if remedy is None or "Traceback" in said or not remedy(said):
             break
-        remedy(said)
     outcome.unfinished = True
 
 
@@ -509,13 +508,17 @@ def test_damaged_file(bench, unbroken, step, damage):
     expected, counts, _, _ = unbroken(step)
     name = f"file {damage} after a kill"
 
-    def remedy(said: str) -> None:
-        """What the error asks for: the file or folder that it names is removed."""
-        for path in map(Path, re.findall(r"/[^\s:;,'()]+", said.split("error: ")[-1])):
-            if "work" in path.parts and path.is_dir():
-                shutil.rmtree(path)
-            elif "work" in path.parts:
-                path.unlink(missing_ok=True)
+    def remedy(said: str) -> bool:
+        """Whether the error names a file or folder and asks for its removal, which is done."""
+        error = said.split("error: ")[-1]
+        named = [Path(path) for path in re.findall(r"/[^\s:;,'()]+", error) if "/work/" in path]
+        if not named or not re.search(r"\bremove (it|one|the folder)\b", error):
+            return False
+        if named[0].is_dir():
+            shutil.rmtree(named[0])
+        else:
+            named[0].unlink(missing_ok=True)
+        return True
 
     def broken(number: int) -> None:
         rng = random.Random(f"{step} {damage} {number}")
