@@ -271,9 +271,12 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         except sqlalchemy.exc.SQLAlchemyError as error:  # of two workers that begin at once, one finds half the tables
             if not attempts_left:
                 shown = sqlalchemy.engine.make_url(url).render_as_string() if "://" in url else url
-                raise ValueError(
-                    f"storage={shown}: {str(error).splitlines()[0]}; start the database or give another"
-                ) from error
+                remedy = (
+                    "make it writable, or, where it is damaged, remove it and its trials begin again"
+                    if shown.startswith("sqlite")
+                    else "start the database or give another"
+                )
+                raise ValueError(f"storage={shown}: {str(error).splitlines()[0]}; {remedy}") from error
             time.sleep(1)
 
 

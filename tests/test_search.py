@@ -142,6 +142,16 @@ def test_of_two_trials_that_stand_for_one_the_first_counts(url):
     assert [trial.params for trial in trials].count({"x": 0.5}) == 1
 
 
+def test_a_damaged_study_is_named_and_may_be_removed(url, tmp_path):
+    search.run(study(url), SPACE, 3, attempt)
+    file = tmp_path / "study.db"
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(ValueError, match=r"study\.db: .*not a database; .*damaged, remove it"):
+        study(url)
+    file.unlink()
+    assert len(search.run(study(url), SPACE, 3, attempt)) == 3
+
+
 def test_a_worker_elsewhere_is_dead_when_nothing_was_heard_of_it_for_long():
     now = time.time()
     for host, seen_s_ago, is_alive in (("elsewhere", 10, True), ("elsewhere", 1000, False)):
