@@ -9,14 +9,12 @@ opening of a file for writing, rename and removal in the step's folders has one 
 
 - `{"count": path}`: none; how many moments there were is written to `path` at the end;
 - `{"kill": kind, "at": n}`: the process group is killed at the n-th moment of that kind;
-- `{"wait": kind, "at": n, "file": path}`: at that moment the process makes the file, and goes on when it is gone;
-- `{"largest_file": n}`: no file may grow beyond n bytes.
+- `{"wait": kind, "at": n, "file": path}`: at that moment the process makes the file, and goes on when it is gone.
 """
 
 import functools
 import json
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -92,8 +90,6 @@ def run(request: dict[str, Any]) -> None:
     fault = request["fault"]
     moments = Moments(fault, request["folder"])
     moments.watch()
-    if "largest_file" in fault:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (fault["largest_file"], fault["largest_file"]))
     sys.argv = [request["step"], *request["arguments"]]
     try:
         runpy.run_module(f"steps.{request['step']}", run_name="__main__", alter_sys=True)
