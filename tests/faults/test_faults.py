@@ -338,16 +338,10 @@ def _rows_of_run(client: mlflow.MlflowClient, step: str, run: Run, place: Place)
             rows.append((f"{kind} {name}", NAMES.sub("X", content)))
     if step == "search":
         for trial in json.loads((folder / "trials.json").read_text()):
-            told = {name: trial[name] for name in ("decoding", "estimate", "source") if name in trial}
-            rows.append(
-                (f"trial {json.dumps(trial.get('decoding'), sort_keys=True)}", json.dumps(told, sort_keys=True))
-            )
-        rows.append(
-            (
-                "best",
-                NAMES.sub("X", json.dumps(json.loads((folder / "decodings.json").read_text())["best"], sort_keys=True)),
-            )
-        )
+            told = {name: trial[name] for name in ("estimate", "source", "stopped", "level")}
+            rows.append((f"trial {json.dumps(trial['params'], sort_keys=True)}", json.dumps(told, sort_keys=True)))
+        best = json.loads((folder / "decodings.json").read_text())["best"]
+        rows.append(("best", NAMES.sub("X", json.dumps(best, sort_keys=True))))
         nested = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
         for each in nested:
             settings = [each.data.params.get(name) for name in ("temperature", "top_p")]
