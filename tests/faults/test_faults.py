@@ -1,8 +1,9 @@
 """Every step that works long is broken in the midst, given again until it finishes, and compared with an unbroken run.
 
-Slow: `SSD_FAULT_TIMES=7 python -m pytest -m slow -n 0 tests/faults`. SSD_FAULT_TIMES is how often each of three kinds of
-kill happens to each step, by default 3; the other faults happen half as often. A test fails where a part of the result is lost, doubled or different, or a command hung or
-never finished. The table of all faults is printed at the end.
+Slow: `SSD_FAULT_TIMES=7 python -m pytest -m slow -n 0 tests/faults`. SSD_FAULT_TIMES is how often each of three kinds
+of kill happens to each step, by default 3; the other faults happen half as often. A test fails where a part of the
+result is lost, doubled or different, or where a command hung or never finished. The table of all faults is printed at
+the end.
 
 A step is run by its own module on a clean checkout, in a process that is forked from one that has imported what steps
 import (`launcher.py`), so that twenty kills take a minute. `main` is started as a user starts it.
