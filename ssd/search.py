@@ -176,12 +176,12 @@ class SurfaceSampler(optuna.samplers.BaseSampler):
         return self.space.settings
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Mapping) -> dict[str, Any]:
-        settings = self.space.settings
-        rng = np.random.default_rng([self.seed, trial.number])
+        settings, place = self.space.settings, _place(study, trial)
+        rng = np.random.default_rng([self.seed, place])
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if trial.number < 2 + 2 * len(settings) or len(trials) < 2:
+        if place < 2 + 2 * len(settings) or len(trials) < 2:
             halton = qmc.Halton(len(settings), rng=np.random.default_rng(self.seed))
-            return _from_unit(settings, halton.fast_forward(trial.number).random(1)[0])
+            return _from_unit(settings, halton.fast_forward(place).random(1)[0])
         x_TD = np.array([_to_unit(settings, each.params) for each in trials])
         y_T, variance_T = surface.level_parts([_correct(each) for each in trials])
         at_work = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -200,6 +200,17 @@ class SurfaceSampler(optuna.samplers.BaseSampler):
 
     def sample_independent(self, study, trial, param_name, param_distribution) -> Any:
         raise AssertionError(f"{param_name} is not among the settings")
+
+
+def _place(study: Study, trial: FrozenTrial) -> int:
+    """How many trials come before `trial`: one that was begun again counts once, as if nothing had been killed."""
+    before = [each for each in study.get_trials(deepcopy=False) if each.number < trial.number]
+    return len({_origin(each) for each in before if each.state != TrialState.FAIL})
+
+
+def _origin(trial: FrozenTrial) -> str:
+    """The trial that `trial` stands for: itself, a known point, or one whose worker died."""
+    return trial.user_attrs.get("origin", str(trial.number))
 
 
 def _to_unit(settings: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> list[float]:
@@ -260,9 +271,12 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         except sqlalchemy.exc.SQLAlchemyError as error:  # of two workers that begin at once, one finds half the tables
             if not attempts_left:
                 shown = sqlalchemy.engine.make_url(url).render_as_string() if "://" in url else url
-                raise ValueError(
-                    f"storage={shown}: {str(error).splitlines()[0]}; start the database or give another"
-                ) from error
+                remedy = (
+                    "make it writable, or, where it is damaged, remove it and its trials begin again"
+                    if shown.startswith("sqlite")
+                    else "start the database or give another"
+                )
+                raise ValueError(f"storage={shown}: {str(error).splitlines()[0]}; {remedy}") from error
             time.sleep(1)
 
 
@@ -295,7 +309,7 @@ def run(study: Study, space: Space, num_trials: int, attempt: Attempter, wait: b
             before = finished(study)
             complete = [each for each in before if not each.stopped]
             best = max(complete, key=lambda each: each.attempt.correct_PS.mean(), default=None)
-            origin = trial.user_attrs.get("origin", str(trial.number))
+            origin = _origin(trial)
             found = attempt(origin, dict(trial.params), best.attempt.correct_PS if best else None)
             trial.set_user_attr("num_samples", found.correct_PS.shape[1])
             trial.set_user_attr("right", " ".join(f"{right:g}" for right in found.correct_PS.sum(axis=1)))
@@ -341,7 +355,7 @@ def _requeue(study: Study) -> None:
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.state == TrialState.RUNNING and not _is_alive(trial):
-            origin = trial.user_attrs.get("origin", str(trial.number))
+            origin = _origin(trial)
             again = [t for t in trials if t.number > trial.number and t.user_attrs.get("origin") == origin]
             if trial.params and not any(t.state != TrialState.FAIL for t in again):
                 attrs = {"origin": origin, "source": trial.user_attrs.get("source", "search")}
@@ -367,7 +381,7 @@ def _is_surplus(study: Study, trial: optuna.Trial, num_trials: int) -> bool:
     origin = trial.user_attrs.get("origin")
     if origin is None:
         return len(others) >= num_trials
-    return any(each.user_attrs.get("origin", str(each.number)) == origin for each in others)
+    return any(_origin(each) == origin for each in others)
 
 
 @contextlib.contextmanager

@@ -117,7 +117,9 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     _end_with_launcher()  # before MLflow takes the run's id out of the environment
     try:
         _prepare_store(mlflow.get_tracking_uri())
-        run = mlflow.start_run(log_system_metrics=name in USES_GPU)
+        # With the run, not after it: without these tags no step would end a run that a kill left RUNNING.
+        tags = {"step": name, "ssd.host": socket.gethostname(), "ssd.process": processes.this()}
+        run = mlflow.start_run(log_system_metrics=name in USES_GPU, tags=tags)
     except (*TRACKING_ERRORS, ValueError) as error:
         is_half = any(sign in str(error) for sign in HALF_MADE)
         remedy = (
@@ -130,7 +132,6 @@ def execute(name: str, body: Callable[[Step], None], **inputs: str | Callable[[a
     try:
         with run:
             try:
-                mlflow.set_tags({"step": name, "ssd.host": socket.gethostname(), "ssd.process": processes.this()})
                 _run(name, parameters.typed(name, texts), body, inputs, run)
             except Exception as error:
                 mlflow.set_tags(

@@ -126,6 +126,22 @@ def test_a_run_that_a_kill_left_running_is_ended_by_the_next_of_its_step(run_ste
     client.set_terminated(alive.info.run_id)
 
 
+def test_a_run_names_its_step_and_process_from_the_moment_that_it_exists(run_step, tmp_path, monkeypatch):
+    """A kill in the next moment leaves a run that the next step of its kind ends."""
+    start, made = mlflow.start_run, []
+
+    def start_and_die(**given):
+        made.append(start(**given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow, "start_run", start_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run_step("power", grades=tmp_path)
+    mlflow.end_run("KILLED")
+    tags = mlflow.get_run(made[0].info.run_id).data.tags
+    assert (tags["step"], tags["ssd.process"]) == ("power", processes.this())
+
+
 @pytest.mark.parametrize(
     ("outcomes", "said"),
     [

@@ -104,9 +104,11 @@ def dies_twice_and_goes_on(url: str, tmp_path: Path) -> None:
         origin = failed.user_attrs.get("origin", str(failed.number))
         (again,) = (t for t in trials if t.number > failed.number and t.user_attrs.get("origin") == origin)
         assert (again.state, again.params) == (TrialState.COMPLETE, failed.params)
+    unbroken = search.run(study(f"sqlite:///{tmp_path}/unbroken.db"), SPACE, 8, attempt)
+    assert [trial.params for trial in search.finished(study(url))] == [trial.params for trial in unbroken]
 
 
-def test_a_killed_workers_trial_is_done_again_once_with_the_same_settings(url, tmp_path):
+def test_killed_workers_trials_are_done_again_once_and_the_study_is_as_if_nothing_had_been_killed(url, tmp_path):
     dies_twice_and_goes_on(url, tmp_path)
 
 
@@ -138,6 +140,16 @@ def test_of_two_trials_that_stand_for_one_the_first_counts(url):
     trials = search.run(of, SPACE._replace(known=[]), 3, attempt)
     assert len(trials) == 3
     assert [trial.params for trial in trials].count({"x": 0.5}) == 1
+
+
+def test_a_damaged_study_is_named_and_may_be_removed(url, tmp_path):
+    search.run(study(url), SPACE, 3, attempt)
+    file = tmp_path / "study.db"
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(ValueError, match=r"study\.db: .*not a database; .*damaged, remove it"):
+        study(url)
+    file.unlink()
+    assert len(search.run(study(url), SPACE, 3, attempt)) == 3
 
 
 def test_a_worker_elsewhere_is_dead_when_nothing_was_heard_of_it_for_long():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,8 @@ from ssd.training import kernels, noise
 TOKENS_PER_MICRO_BATCH = 1 << 15
 FSDP2 = Path(__file__).with_name("fsdp2.yaml")
 ROWS, SETTINGS, LOG, ERROR = "rows", "settings.json", "log.jsonl", "error.txt"  # what several processes share
+CHECKSUMS = "checksums.json"  # of a checkpoint's files
+SUMMARY = ("train_", "total_flos")
 LEAST_MICRO_BATCHES = 4  # a step, where the batch has as many: the noise of a gradient is seen between them
 
 
@@ -69,9 +72,7 @@ def train(
         )
     _check_kernels(model)
     folder.mkdir(parents=True, exist_ok=True)
-    for _, saved in _saved(folder):  # the Trainer writes its state last: what lacks it was cut off by a kill
-        if not (saved / "trainer_state.json").exists():
-            shutil.rmtree(saved)
+    _drop_damaged(folder)
     settings = {
         "model": model, "lr": lr, "epochs": epochs, "global_batch_size": global_batch_size, "max_length": max_length,
         "lora_rank": lora_rank, "save_steps": save_steps, "seed": seed, "num_processes": num_processes,
@@ -329,6 +330,43 @@ def _saved(folder: Path) -> list[tuple[int, Path]]:
     return sorted(steps.items())
 
 
+def _drop_damaged(folder: Path) -> None:
+    """Remove the first checkpoint that a kill cut off or a disk damaged, and all after it: training goes on before it.
+
+    Those after it may be whole, but the damaged one belongs to the result, and is made again only on the way to them.
+    """
+    saved = [path for _, path in _saved(folder)]
+    first = next((number for number, path in enumerate(saved) if not _is_whole(path)), len(saved))
+    for path in saved[first:]:
+        print(f"{path} is not whole or comes after one that is not: it is trained again", flush=True)
+        shutil.rmtree(path)
+
+
+def _is_whole(saved: Path) -> bool:
+    try:
+        checksums = json.loads((saved / CHECKSUMS).read_text())
+        return all(_checksum(saved / name) == checksum for name, checksum in checksums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _write_checksums(saved: Path) -> None:
+    """List the files of a complete checkpoint, so that damage to any of them is seen before training goes on."""
+    files = [path for path in sorted(saved.rglob("*")) if path.is_file()]
+    checksums = {str(path.relative_to(saved)): _checksum(path) for path in files}
+    partial = saved / f".{CHECKSUMS}.partial"
+    partial.write_text(json.dumps(checksums, indent=1))
+    partial.replace(saved / CHECKSUMS)
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with open(path, "rb") as content:
+        while part := content.read(1 << 24):
+            found = zlib.crc32(part, found)
+    return found
+
+
 def _export(saved: Path, base: str, is_adapter: bool) -> Path:
     """Write weights that any engine loads: merged, in the base model's dtype, without the optimizer."""
     dtype = models.load_config(base).get_text_config().dtype or torch.float32
@@ -478,9 +516,20 @@ class _OnLog(transformers.TrainerCallback):
         if state.is_world_process_zero:
             self.report(state.global_step, _numbers(logs or {}))
 
+    def on_save(self, args, state, control, **kwargs):
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process writes files of its own
+        if state.is_world_process_zero:
+            _write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """Finite numbers of the Trainer's log, without its summary (`train_loss`, ...).
+
+    Of a training that went on after a kill the summary covers the last process alone, but divides by all steps.
+    """
     numbers = {name: float(value) for name, value in entry.items() if isinstance(value, int | float) and name != "step"}
+    numbers = {name: value for name, value in numbers.items() if not name.startswith(SUMMARY)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 

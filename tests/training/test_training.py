@@ -121,7 +121,7 @@ def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, s
     unbroken, continued = collections.defaultdict(dict), collections.defaultdict(dict)
 
     def into(logged):
-        return lambda step, metrics: [losses(logged[name], name)(step, metrics) for name in ("loss", "num_tokens")]
+        return lambda step, metrics: [losses(logged[name], name)(step, metrics) for name in metrics]
 
     *_, (last, folder) = train(
         lab_model, dataset, tmp_path / "a", global_batch_size=8, on_log=into(unbroken), **SETTINGS
@@ -142,9 +142,24 @@ def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, s
     assert last == last_b == max(unbroken["loss"])
     assert continued["loss"] == pytest.approx(unbroken["loss"], abs=1e-5)
     assert continued["num_tokens"] == unbroken["num_tokens"] and unbroken["num_tokens"]
+    assert continued.keys() == unbroken.keys() and not any(name.startswith("train_") for name in continued)
     ours, theirs = (models.load_weights(str(f), torch.float32).state_dict() for f in (folder, folder_b))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+
+
+def test_a_damaged_checkpoint_is_trained_again_with_those_after_it(lab_model, samples, tmp_path):
+    given = (lab_model, rows(samples, 256).dataset, tmp_path)
+    *_, (last, exported) = train(*given, global_batch_size=8, on_log=lambda *_: None, **SETTINGS)
+    weights = (exported / "model.safetensors").read_bytes()
+    damaged = tmp_path / "checkpoint-4" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    trained = []
+    checkpoints = train(*given, global_batch_size=8, on_log=lambda step, _: trained.append(step), **SETTINGS)
+    assert [step for step, _ in checkpoints] == [2, 4, last] and set(trained) >= {3, 4, last}
+    assert (checkpoints[-1][1] / "model.safetensors").read_bytes() == weights
 
 
 def test_each_checkpoint_is_complete_and_differs_from_the_last(lab_model, samples, tmp_path):
