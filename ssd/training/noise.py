@@ -123,6 +123,10 @@ class Weights:
         self.initial = self.former = self._now()
         self.add_up = add_up
 
+    def resume(self) -> None:
+        """Go on from the weights as they are now: the next step begins here, though all of them began elsewhere."""
+        self.former = self._now()
+
     def end_step(self) -> dict[str, float]:
         """Metrics after an optimizer step.
 

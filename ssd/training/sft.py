@@ -476,6 +476,7 @@ class _Watched(trl.SFTTrainer):
     def _load_from_checkpoint(self, *args, **kwargs):
         self._begin()  # the weights have moved from where the first run began
         super()._load_from_checkpoint(*args, **kwargs)
+        self.weights.resume()
         checkpoint = Path(args[0] if args else kwargs["resume_from_checkpoint"])
         state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         seen = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]

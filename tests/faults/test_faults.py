@@ -315,7 +315,7 @@ def rows_of(step: str, place: Place) -> Rows:
 
 def _rows_of_run(client: mlflow.MlflowClient, step: str, run: Run, place: Place) -> Rows:
     folder = Path(run.info.artifact_uri)
-    if not folder.is_dir():  # on a server
+    if run.info.artifact_uri.startswith("mlflow-artifacts:"):
         to = place.folder / "downloaded"
         shutil.rmtree(to, ignore_errors=True)
         to.mkdir()
@@ -325,8 +325,9 @@ def _rows_of_run(client: mlflow.MlflowClient, step: str, run: Run, place: Place)
     if step == "train":
         for path in sorted(folder.rglob("*.safetensors")):
             rows.append((str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()))
-        rows += [("loss", f"{at.step} {at.value!r}") for at in client.get_metric_history(run.info.run_id, "loss")]
-        rows = [(f"{name} {content.split()[0]}" if name == "loss" else name, content) for name, content in rows]
+        for name in ("loss", "update_ratio", "displacement", "gradient_signal"):
+            history = client.get_metric_history(run.info.run_id, name)
+            rows += [(f"{name} at step {point.step}", repr(point.value)) for point in history]
         models = client.search_logged_models([run.info.experiment_id])
         rows += [
             (f"model {model.name}", model.params["step"]) for model in models if model.source_run_id == run.info.run_id

@@ -142,6 +142,7 @@ def test_a_killed_run_continues_and_ends_where_an_unbroken_one_does(lab_model, s
     assert last == last_b == max(unbroken["loss"])
     assert continued["loss"] == pytest.approx(unbroken["loss"], abs=1e-5)
     assert continued["num_tokens"] == unbroken["num_tokens"] and unbroken["num_tokens"]
+    assert continued["update_ratio"] == pytest.approx(unbroken["update_ratio"], rel=1e-2)
     assert continued.keys() == unbroken.keys() and not any(name.startswith("train_") for name in continued)
     ours, theirs = (models.load_weights(str(f), torch.float32).state_dict() for f in (folder, folder_b))
     for name in ours:
