@@ -104,7 +104,7 @@ def test_main_goes_from_problems_to_report_with_every_arm(finished):
 def test_the_arms_are_sampled_as_the_preset_says(finished):
     ssd, control = finished["sample"]
     for run, section in ((ssd, "sample"), (control, "sample control")):
-        wanted = parameters.load_preset(PRESET)[section]
+        wanted = parameters.defaults("sample") | parameters.load_preset(PRESET)[section]
         for name in ("temperature", "top_k", "top_p"):
             assert float(run.data.params[name]) == wanted[name]
 
