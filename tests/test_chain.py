@@ -60,6 +60,7 @@ def preset(tmp_path_factory, model) -> str:
         if section not in parameters.VARIANTS and "engine" in parameters.defaults(section):
             values["engine"] = "transformers"
     content["prepare"]["source_root"] = str(folder / "hub")
+    content["train"]["global_batch_size"] = SIZES["global_batch_size"]  # else one step, all of it warm-up
     decodings = yaml.safe_load((ROOT / content["evaluate search"]["decodings"]).read_text())
     (folder / "decodings.yaml").write_text(yaml.safe_dump({family: of[-1:] for family, of in decodings.items()}))
     content["evaluate search"]["decodings"] = str(folder / "decodings.yaml")
