@@ -517,7 +517,7 @@ def test_damaged_file(bench, unbroken, step, damage):
     def remedy(said: str) -> bool:
         """Whether the error names a file or folder and asks for its removal, which is done."""
         error = said.split("error: ")[-1]
-        named = [Path(path) for path in re.findall(r"/[^\s:;,'()]+", error) if "/work/" in path]
+        named = [Path(path) for path in re.findall(r"/[^\s:;,'()]+", error) if "work" in Path(path).parts]
         if not named or not re.search(r"\bremove (it|one|the folder)\b", error):
             return False
         if named[0].is_dir():
