@@ -339,15 +339,8 @@ def finished(study: Study) -> list[Trial]:
 
 def _correct(trial: FrozenTrial) -> NDArray:
     """correct_PS from the number of right samples by problem; which of them are right makes no difference here."""
-    return _correct_of(trial.user_attrs["right"], trial.user_attrs["num_samples"])
-
-
-@functools.lru_cache(maxsize=4096)  # every trial to come reads all that are finished
-def _correct_of(right: str, num_samples: int) -> NDArray:
-    right_P = np.array(right.split(), dtype=float)
-    correct_PS = (np.arange(num_samples) < right_P[:, None]).astype(float)
-    correct_PS.setflags(write=False)
-    return correct_PS
+    right_P = np.array(trial.user_attrs["right"].split(), dtype=float)
+    return (np.arange(trial.user_attrs["num_samples"]) < right_P[:, None]).astype(float)
 
 
 def _requeue(study: Study) -> None:
