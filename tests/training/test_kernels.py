@@ -39,6 +39,7 @@ def test_norms_and_gates_are_those_of_transformers():
             assert difference < 2**-7, name
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the delta rule's kernels need a GPU")
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_on_a_gpu_the_gradient_of_each_weight_is_that_of_plain_torch_in_float32(batch_size, monkeypatch):

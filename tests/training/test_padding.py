@@ -62,6 +62,7 @@ def test_attention_is_given_no_mask_of_padding(massive_head, dataset, tmp_path, 
     assert padded == pytest.approx(first_norm(massive_head, dataset, tmp_path / "alone"), rel=0.01 if gpu() else 1e-4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel that fails is for Hopper GPUs")
 def test_with_a_mask_the_gradient_may_not_be_finite_and_the_error_names_problems_and_weights(
     massive_head, dataset, tmp_path, monkeypatch

@@ -301,6 +301,7 @@ def test_a_vision_tower_is_kept_and_stays_as_it_was(with_vision, tmp_path, lora_
         assert sum(len(group["params"]) for group in groups) == sum(".visual." not in name for name in before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM opens a model with a vision tower on a GPU alone")
 def test_what_was_trained_beside_a_vision_tower_says_in_vllm_what_it_says_in_transformers(with_vision, tmp_path):
     """After so many epochs that it knows its samples by heart: the likeliest token leads by 1.8 in logit or more."""
