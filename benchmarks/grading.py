@@ -23,7 +23,8 @@ from pathlib import Path
 
 import math_verify
 
-from ssd import grading, sources
+from ssd import grading
+from ssd.data import sources
 from ssd.records import Problem, Sample
 from tests.test_grading import hostile_answers
 

@@ -30,9 +30,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from ssd import overlap, records, sources, splits
+from ssd import records
+from ssd.data import overlap, sources, splits
+from ssd.data.words import answer_key, normalise_text
 from ssd.records import Problem
-from ssd.words import answer_key, normalise_text
 from ssd.writing import last_box
 
 SIZES = (10_000, 100_000, 860_000)

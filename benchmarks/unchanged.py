@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ssd import grading, overlap
-from ssd.overlap import PRECISION_FIRST, RECALL_FIRST
+from ssd import grading
+from ssd.data import overlap
+from ssd.data.overlap import PRECISION_FIRST, RECALL_FIRST
 from ssd.records import Problem
 from ssd.stats import compare, estimate, power, variance
 
@@ -40,7 +41,7 @@ def main() -> int:
     folder = args.data / "labelled"
     if not folder.is_dir():
         raise SystemExit(f"no labelled data at {folder}; give --data or set SSD_TEST_DATA")
-    details = open(args.details, "w") if args.details else None
+    details = []
     whole = hashlib.sha256()
     print("| part | decisions | digest |\n| --- | ---: | --- |")
     for part, decisions in parts(folder):
@@ -48,10 +49,9 @@ def main() -> int:
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         whole.update(digest.encode())
         print(f"| {part} | {len(lines):,} | {digest[:16]} |", flush=True)
-        if details:
-            details.writelines(f"{part}\t{line}\n" for line in lines)
-    if details:
-        details.close()
+        details += [f"{part}\t{line}\n" for line in lines]
+    if args.details:
+        args.details.write_text("".join(details))
     print(f"\nall: {whole.hexdigest()[:16]}")
     return 0
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssd import report, splits
+from ssd import records, report
 from ssd.blocks import Block, Bullets, Link, Picture, Section, Table, Text, Verbatim, cut, markdown, png
 from ssd.decision import Finding, Promotion, Verdict, what_would_change
 from ssd.evidence import Checkpoint, Comparison, Overlap, Shown, StepRun
@@ -275,7 +275,7 @@ def _outside(found: Comparison) -> list[Block]:
 def _groups(found: Comparison) -> list[Table]:
     """Differences to the base by source and by level, each where there are several."""
     tables = []
-    for name, of_arms, order in (("source", found.by_source, str), ("level", found.by_level, splits.difficulty)):
+    for name, of_arms, order in (("source", found.by_source, str), ("level", found.by_level, records.difficulty)):
         groups = sorted(next(iter(of_arms.values())), key=order)
         if len(groups) > 1:
             rows = []

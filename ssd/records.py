@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -101,6 +102,12 @@ SCHEMAS: dict[type, pa.Schema] = {
         ]
     ),
 }
+
+
+def difficulty(level: str) -> float:
+    """The first number in a level, -1 where it has none."""
+    number = re.search(r"\d+(\.\d+)?", level)
+    return float(number[0]) if number else -1.0
 
 
 def table(kind: type[Record], records: Iterable[Record]) -> pa.Table:

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ssd import splits
+from ssd import records
+from ssd.data.splits import FATES
 from ssd.decision import Finding
 from ssd.markdown import escaped
 from ssd.records import Problem
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 WIDTH_INCHES = 7.5
 NARROW_INCHES = 5.2  # of what is read on a phone, too
-NOT_DRAWN, REPEATS = "not drawn", "repeats"
-FATES = ("train", "val", "final", NOT_DRAWN, REPEATS)
 
 
 def percent(estimate: Estimate) -> str:
@@ -60,7 +59,10 @@ def p_value(value: float) -> str:
 
 def funnel(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     """What became of the rows of each source, in percent: its `rows`, FATES, and what was dropped by reason."""
-    reasons = [*FATES, *dict.fromkeys(reason for row in counts.values() for reason in row if reason not in FATES)]
+    reasons = [
+        *FATES,
+        *dict.fromkeys(reason for row in counts.values() for reason in row if reason not in FATES),
+    ]
     reasons = [reason for reason in reasons if reason != "rows" and any(row.get(reason) for row in counts.values())]
     figure, axes = plt.subplots(figsize=(1.3 * WIDTH_INCHES, 1.8 + 0.4 * len(counts)), layout="constrained")
     labels, left = [f"{name} ({row['rows']:,})" for name, row in counts.items()], np.zeros(len(counts))
@@ -88,7 +90,7 @@ def difficulty(sets: Mapping[str, Sequence[Problem]]) -> Figure:
         len(by_source), 1, figsize=(WIDTH_INCHES, 0.5 + 1.8 * len(by_source)), layout="constrained", squeeze=False
     )
     for axes, (source, levels_of) in zip(panels[:, 0], sorted(by_source.items())):
-        levels = sorted(set().union(*levels_of.values()), key=splits.difficulty)
+        levels = sorted(set().union(*levels_of.values()), key=records.difficulty)
         width = 0.8 / len(levels_of)
         for k, (name, counts) in enumerate(levels_of.items()):
             places = np.arange(len(levels)) + (k - (len(levels_of) - 1) / 2) * width

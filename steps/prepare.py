@@ -16,7 +16,8 @@ from pathlib import Path
 import mlflow
 import pyarrow as pa
 
-from ssd import grading, overlap, parameters, records, report, sources, splits, tracking
+from ssd import grading, parameters, records, report, tracking
+from ssd.data import overlap, sources, splits
 from ssd.lab import world
 from ssd.markdown import escaped
 from ssd.records import Problem
@@ -166,12 +167,12 @@ def _removed(parts: splits.Splits) -> set[str]:
 def _funnel(source: sources.Loaded, parts: splits.Splits) -> dict[str, int]:
     """What became of the rows of a source; all but `rows` add up to it."""
     counts = Counter()
-    place = dict.fromkeys(_removed(parts), report.REPEATS)
+    place = dict.fromkeys(_removed(parts), splits.REPEATS)
     for name in ("train", "val", "final"):
         place |= dict.fromkeys((problem.problem_id for problem in getattr(parts, name)), name)
     for problem in source.problems:
-        counts[place.get(problem.problem_id, report.NOT_DRAWN)] += 1
-    return {"rows": source.raw_rows, **{fate: counts[fate] for fate in report.FATES}, **source.reasons}
+        counts[place.get(problem.problem_id, splits.NOT_DRAWN)] += 1
+    return {"rows": source.raw_rows, **{fate: counts[fate] for fate in splits.FATES}, **source.reasons}
 
 
 def _summary(args, parts: splits.Splits, funnel: dict[str, dict[str, int]]) -> str:
@@ -183,13 +184,13 @@ def _summary(args, parts: splits.Splits, funnel: dict[str, dict[str, int]]) -> s
         )
         lines.append(f"| {name} | {len(problems):,} | {by_source} |")
     if funnel:
-        lines += ["", f"| source | rows | {' | '.join(report.FATES)} | dropped |"]
-        lines += ["| --- |" + " ---: |" * (1 + len(report.FATES)) + " --- |"]
+        lines += ["", f"| source | rows | {' | '.join(splits.FATES)} | dropped |"]
+        lines += ["| --- |" + " ---: |" * (1 + len(splits.FATES)) + " --- |"]
     for name, counts in funnel.items():
         dropped = [
-            f"{escaped(reason)} {n:,}" for reason, n in counts.items() if n and reason not in ("rows", *report.FATES)
+            f"{escaped(reason)} {n:,}" for reason, n in counts.items() if n and reason not in ("rows", *splits.FATES)
         ]
-        cells = " | ".join(f"{counts[key]:,}" for key in ("rows", *report.FATES))
+        cells = " | ".join(f"{counts[key]:,}" for key in ("rows", *splits.FATES))
         lines.append(f"| {escaped(name)} | {cells} | {', '.join(dropped) or '-'} |")
     if parts.overlaps:
         by_rule = Counter(pair.rule if pair.removed else "suspected, but kept" for pair in parts.overlaps)

@@ -46,7 +46,7 @@ def test_the_answer_is_the_last_box(text, answer, reason):
 
 POLICIES = [
     json.loads(line)
-    for line in (Path(__file__).parent / "data" / "grading_policies.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in (Path(__file__).parent / "grading" / "policies.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 
 

@@ -157,7 +157,7 @@ def test_steps_run_on_a_server_without_options_and_their_datasets_can_be_loaded_
 
 def check_whole_experiment(server: Server, folder: Path) -> None:
     """Run `main` from another folder than the server's; then the report, a model and samples open from the server."""
-    main = run_step("main", server.uri, folder / "work", preset=ROOT / "tests/data/tiny.yaml")
+    main = run_step("main", server.uri, folder / "work", preset=ROOT / "tests/tiny.yaml")
     nested = mlflow.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{main.info.run_id}'", output_format="list")
     assert main.info.status == "FINISHED" and {run.info.status for run in nested} == {"FINISHED"}
     assert {run.info.artifact_uri.partition(":")[0] for run in nested} == {"mlflow-artifacts"}

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd.overlap import overlaps
+from ssd.data.overlap import overlaps
+from ssd.data.sources import load
+from ssd.data.splits import draw_quick, split
 from ssd.records import Problem
-from ssd.sources import load
-from ssd.splits import draw_quick, split
 
-REAL = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "hub"
+REAL = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "hub"
 
 SIZES = {"train_size": 100, "val_size": 50, "quick_size": 20, "seed": 0}
 

@@ -6,12 +6,12 @@ no other problem to another side. Each split is in hash order: its first n rows 
 
 import hashlib
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ssd.overlap import Overlap, clusters, duplicates, overlaps
+from ssd import records
+from ssd.data.overlap import Overlap, clusters, duplicates, overlaps
 from ssd.records import Problem
 
 # The most of val that each source may fill; the rest is backfilled from sources that are saturated or well known.
@@ -25,6 +25,9 @@ TRAIN_MIX = {
     "numinamath-cot/amc_aime": 10.0,
     "numinamath-cot": 20 / 6,  # each of the other six
 }
+# What became of a row of a source: the set that it is in, or why it is in none.
+NOT_DRAWN, REPEATS = "not drawn", "repeats"
+FATES = ("train", "val", "final", NOT_DRAWN, REPEATS)
 SUSPECTED = 0.9  # of the threshold: pairs that nearly reach it are listed beside those that are removed
 
 
@@ -124,7 +127,7 @@ def draw_quick(val: Sequence[Problem], size: int, seed: int) -> list[Problem]:
         raise ValueError(f"quick_size={size} is more than the {len(val)} problems of val; give at most that")
     strata = defaultdict(list)
     for problem in in_hash_order(val, seed):
-        strata[problem.source, difficulty(problem.level), problem.level].append(problem)
+        strata[problem.source, records.difficulty(problem.level), problem.level].append(problem)
     start = _hash(seed, "quick") / 2**256
     quick, through = [], 0
     for _, problems in sorted(strata.items()):
@@ -132,12 +135,6 @@ def draw_quick(val: Sequence[Problem], size: int, seed: int) -> list[Problem]:
         seats = [math.floor(count * size / len(val) + start) for count in (before, through)]
         quick += problems[: seats[1] - seats[0]]
     return in_hash_order(quick, seed)
-
-
-def difficulty(level: str) -> float:
-    """The first number in a level, -1 where it has none."""
-    number = re.search(r"\d+(\.\d+)?", level)
-    return float(number[0]) if number else -1.0
 
 
 def _draw_val(pool: Sequence[Problem], size: int, shares: Mapping[str, float]) -> list[Problem]:

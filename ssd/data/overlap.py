@@ -14,8 +14,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from ssd.data.words import Features, by_chunk, digits_of, features_of, features_of_chunk, mixed, signs_of
 from ssd.records import Problem
-from ssd.words import Features, by_chunk, digits_of, features_of, features_of_chunk, mixed, signs_of
 
 NEVER = float("inf")
 PAIRS_AT_ONCE = 1 << 18

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssd.sources import SOURCES, load
+from ssd.data.sources import SOURCES, load
 
-REAL = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "hub"
+REAL = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "hub"
 
 ROWS = {  # one row of each source that must be kept, and the (answer, level, source) it must give
     "hendrycks_math": (

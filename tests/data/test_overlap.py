@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd import overlap
-from ssd.overlap import PRECISION_FIRST, RECALL_FIRST, OperatingPoint, clusters, duplicates, overlaps
+from ssd.data import overlap
+from ssd.data.overlap import PRECISION_FIRST, RECALL_FIRST, OperatingPoint, clusters, duplicates, overlaps
+from ssd.data.words import answer_key, digits_of, features_of, normalise_text
 from ssd.records import Problem
-from ssd.words import answer_key, digits_of, features_of, normalise_text
 
-LABELLED = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "labelled"
+LABELLED = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "labelled"
 
 
 def problem(problem_id: str, text: str, answer: str) -> Problem:
@@ -61,7 +61,7 @@ def by_definition(a: Problem, b: Problem, point: OperatingPoint) -> tuple[str, f
 @pytest.mark.parametrize("point", [RECALL_FIRST, PRECISION_FIRST])
 @pytest.mark.parametrize("chunk_rows", [7, 4096])
 def test_the_join_finds_exactly_the_pairs_of_the_definition(monkeypatch, point, chunk_rows):
-    monkeypatch.setattr("ssd.words.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("ssd.data.words.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(overlap, "PAIRS_AT_ONCE", 50 * chunk_rows)
     left, right = made_problems(150, 1, "l"), made_problems(120, 2, "r")
     expected = {
