@@ -33,8 +33,8 @@ from scipy import sparse
 from ssd import records
 from ssd.data import overlap, sources, splits
 from ssd.data.words import answer_key, normalise_text
+from ssd.grading.writing import last_box
 from ssd.records import Problem
-from ssd.writing import last_box
 
 SIZES = (10_000, 100_000, 860_000)
 CORES = (1, 2)

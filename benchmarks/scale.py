@@ -31,9 +31,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
+from ssd.grades import correct_matrix
 
-from ssd import grading, parameters, records, report
+from ssd import parameters, records, report
 from ssd.engines import Decoding
+from ssd.grading import grader
 from ssd.lab import world
 from ssd.stats import compare, estimate
 
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         drawn = sampler.generate(held_out, decodings, args.n, args.seed + 1, folder / f"evaluate-{name}")
         cells = []
         for t_eval, generated in zip(T_EVAL, drawn.values()):
-            ids, correct_PS = grading.correct(grading.grade(generated.samples, held_out, generated.manifest["thinks"]))
+            ids, correct_PS = correct_matrix(grader.grade(generated.samples, held_out, generated.manifest["thinks"]))
             cells.append(
                 pa.table(
                     {"t_train": [t_train] * len(ids), "top_p": [top_p] * len(ids), "t_eval": [t_eval] * len(ids),

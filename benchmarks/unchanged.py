@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ssd import grading
 from ssd.data import overlap
 from ssd.data.overlap import PRECISION_FIRST, RECALL_FIRST
+from ssd.grading import grader
 from ssd.records import Problem
 from ssd.stats import compare, estimate, power, variance
 
@@ -63,7 +63,7 @@ def parts(folder: Path) -> Iterator[tuple[str, Iterable]]:
         yield f"grader, {path.name}", verdicts([(case["gold"], case["prediction"]) for case in cases], path.name)
     for path in sorted(folder.glob("responses.jsonl*")):
         responses = rows_in(path)
-        answers = [grading.extract(row["response"], thinks=False) for row in responses]
+        answers = [grader.extract(row["response"], thinks=False) for row in responses]
         yield f"last box, {path.name}", answers
         pairs = [(row["gold"], answer) for row, answer in zip(responses, answers) if answer is not None]
         yield f"grader, {path.name}", verdicts(pairs, path.name)
@@ -87,7 +87,7 @@ def rows_in(path: Path) -> list[dict]:
 def verdicts(pairs: list[tuple[str, str]], name: str) -> list[str]:
     """Verdict on each pair of gold and answer, in order. An answer that holds a box is graded on its last one, too."""
     asked = sorted({(gold, form) for gold, answer in pairs for form in forms(answer)})
-    bar = tqdm(grading.verify(asked), name, len(asked), unit="pair", mininterval=1)
+    bar = tqdm(grader.verify(asked), name, len(asked), unit="pair", mininterval=1)
     verdict_of = dict(bar)
     if num_late := sum(verdict == "timed_out" for verdict in verdict_of.values()):
         print(f"{name}: {num_late} pairs timed out", file=sys.stderr)
@@ -97,7 +97,7 @@ def verdicts(pairs: list[tuple[str, str]], name: str) -> list[str]:
 
 def forms(answer: str) -> list[str]:
     """`answer` as it stands, and its last box where it has one."""
-    box = grading.extract(answer, thinks=False)
+    box = grader.extract(answer, thinks=False)
     return [answer] if box is None else [answer, box]
 
 

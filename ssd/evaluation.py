@@ -11,14 +11,16 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 
-from ssd import grading, records, report, tracking
+from ssd import records, report, tracking
 from ssd.engines import Decoding
+from ssd.grades import correct_matrix, correctness_table, health, outcome_counts
+from ssd.grading import grader
+from ssd.grading.writing import normalise
 from ssd.markdown import escaped
 from ssd.records import Grade, Problem, Sample
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
 from ssd.tracking import Step
-from ssd.writing import normalise
 
 if TYPE_CHECKING:
     from ssd import sampling
@@ -85,7 +87,7 @@ def log(
 ) -> Estimate:
     """Grade the samples, unless `grades` are given, and log to the active run what they say of `arm`: its pass@1."""
     samples, manifest, decoded = generated.samples, generated.manifest, generated.decoding
-    grades = grades or grading.grade(samples, problems, manifest["thinks"])
+    grades = grades or grader.grade(samples, problems, manifest["thinks"])
     estimates, groups = _estimates(problems, samples, grades)
     estimate = estimates["pass_at_1"]
     args, run = step.args, mlflow.active_run()
@@ -101,14 +103,14 @@ def log(
     mlflow.log_metrics(metrics, step=number, model_id=logged_model, dataset=dataset)
     mlflow.log_metrics({"num_problems": estimate.n, "num_samples": len(samples)})
     log_generation(step, generated)
-    mlflow.log_metrics({f"num_{outcome}": count for outcome, count in grading.outcome_counts(grades).items()})
+    mlflow.log_metrics({f"num_{outcome}": count for outcome, count in outcome_counts(grades).items()})
     if run.info.run_id != step.run_id:
         mlflow.log_params({key: str(value) for key, value in dataclasses.asdict(decoded).items()})
     folder = step.work / run.info.run_id
     records.write(folder / "samples" / "samples.parquet", Sample, samples)
     (folder / "samples" / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     records.write(folder / "grades.parquet", Grade, grades)
-    correctness = grading.correctness(problems, grades)
+    correctness = correctness_table(problems, grades)
     records.write_table(folder / "correctness.parquet", pa.table(correctness))
     mlflow.log_artifacts(str(folder))
     mlflow.log_table(correctness, "correctness.json")
@@ -118,13 +120,13 @@ def log(
         "prompt": manifest["prompt"],
         "max_tokens": decoded.max_tokens,
         "engine": manifest["engine"],
-        "grader": grading.version(),
+        "grader": grader.version(),
     }
     mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
     description = (
         f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {escaped(name)} "
         f"({len(samples) // estimate.n} samples each) at {escaped(decoded)}.\n\n"
-        + ", ".join(f"{outcome} {count:,}" for outcome, count in grading.outcome_counts(grades).items())
+        + ", ".join(f"{outcome} {count:,}" for outcome, count in outcome_counts(grades).items())
         + "\n\n"
         + report.estimates(estimates, groups)
     )
@@ -136,7 +138,7 @@ def _estimates(
     problems: Sequence[Problem], samples: Sequence[Sample], grades: Sequence[Grade]
 ) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
     """What the grades say, by name of metric, and pass@1 by source and by level."""
-    ids, correct_PS = grading.correct(grades)
+    ids, correct_PS = correct_matrix(grades)
     k = correct_PS.shape[1]
     found = {"pass_at_1": estimating.mean(correct_PS)}
     if k > 1:
@@ -144,7 +146,7 @@ def _estimates(
         answers_PS = [[normalise(row.answer) for row in ordered[i : i + k]] for i in range(0, len(ordered), k)]
         found[f"pass_at_{k}"] = estimating.pass_at_k(correct_PS, k)
         found[f"majority_at_{k}"] = estimating.majority_at_k(answers_PS, correct_PS)
-    for name, values_PS in grading.health(samples, grades)._asdict().items():
+    for name, values_PS in health(samples, grades)._asdict().items():
         found[name] = (estimating.quantity if name == "tokens_per_sample" else estimating.mean)(values_PS)
     by_id = {problem.problem_id: problem for problem in problems}
     groups = {

@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.entities import Run
 from numpy.typing import NDArray
+from ssd.grades import correct_matrix
 
-from ssd import decision, evaluation, evidence, grading, page, parameters, records, report, tracking
+from ssd import decision, evaluation, evidence, page, parameters, records, report, tracking
 from ssd.engines import Decoding
 from ssd.evidence import Arm
 from ssd.records import Grade, Problem
@@ -107,7 +108,7 @@ def _of_runs(step: tracking.Step) -> Measured:
     ids, correct = [], {}
     for arm, run in runs.items():
         grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
-        arm_ids, correct[arm] = grading.correct(grades)
+        arm_ids, correct[arm] = correct_matrix(grades)
         if arm_ids != (ids := ids or arm_ids):
             raise ValueError(
                 f"arm {arm} (run {run.info.run_id}) was graded on other problems than the arms before; evaluate again"

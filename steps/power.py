@@ -9,8 +9,9 @@ Run:    mlflow run . -e power -P delta=0.05 -P num_problems=2000 -P gpu_hour_pri
 import math
 
 import mlflow
+from ssd.grades import correct_matrix
 
-from ssd import grading, records, report, tracking
+from ssd import records, report, tracking
 from ssd.records import Grade
 from ssd.stats import power as planning
 from ssd.stats import variance
@@ -18,7 +19,7 @@ from ssd.stats import variance
 
 def power(step: tracking.Step) -> None:
     args = step.args
-    _, correct_PS = grading.correct(records.read(step.path("grades"), Grade))
+    _, correct_PS = correct_matrix(records.read(step.path("grades"), Grade))
     parts = variance.components(correct_PS)
     if parts.k < 2:
         raise ValueError(f"grades={args.grades} has one sample a problem; the variance needs -e baseline with n >= 2")

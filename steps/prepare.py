@@ -16,8 +16,9 @@ from pathlib import Path
 import mlflow
 import pyarrow as pa
 
-from ssd import grading, parameters, records, report, tracking
+from ssd import parameters, records, report, tracking
 from ssd.data import overlap, sources, splits
+from ssd.grading import grader
 from ssd.lab import world
 from ssd.markdown import escaped
 from ssd.records import Problem
@@ -123,9 +124,9 @@ def _loaded(args, names: Iterable[str]) -> dict[str, sources.Loaded]:
     if count > 1:
         raise ValueError(f"{count} sources are called {called}, and their problems would be mixed up; rename a file")
     loaded = {name: sources.load(name, args.source_root) for name in names}
-    usable = grading.gradable(problem.answer for source in loaded.values() for problem in source.problems)
+    usable = grader.gradable(problem.answer for source in loaded.values() for problem in source.problems)
     # Once more, with little to do: which problems are kept must not hang on how busy the machine was.
-    usable |= grading.gradable(answer for answer, is_usable in usable.items() if not is_usable)
+    usable |= grader.gradable(answer for answer, is_usable in usable.items() if not is_usable)
     for name, source in loaded.items():
         problems = [problem for problem in source.problems if usable[problem.answer]]
         unusable = [(problem, UNUSABLE) for problem in source.problems if not usable[problem.answer]]

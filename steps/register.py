@@ -15,8 +15,9 @@ import mlflow
 import numpy as np
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
+from ssd.grades import correct_matrix
 
-from ssd import blocks, evidence, grading, page, records, tracking
+from ssd import blocks, evidence, page, records, tracking
 from ssd.decision import PLAN
 from ssd.evidence import Comparison, StepRun
 from ssd.markdown import escaped
@@ -187,7 +188,7 @@ def _alias(
 
 
 def _correct(run_id: str) -> np.ndarray:
-    return grading.correct(records.read(tracking.local_path(f"runs:/{run_id}/grades.parquet"), Grade))[1]
+    return correct_matrix(records.read(tracking.local_path(f"runs:/{run_id}/grades.parquet"), Grade))[1]
 
 
 def _withdraw(name: str, version: ModelVersion | None, aliases: dict[str, str], of: Sequence[str]) -> list[str]:

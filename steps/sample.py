@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 
-from ssd import evaluation, grading, records, report, tracking
+from ssd import evaluation, records, report, tracking
+from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Sample
 from ssd.stats import estimate
@@ -54,7 +55,7 @@ def _outcomes(generated: "sampling.Generated", n: int) -> dict[str, np.ndarray]:
         "length_stop_rate": [sample.finish_reason == "length" for sample in samples],
         "think_close_rate": ["</think>" in sample.text for sample in samples],
         "boxed_answer_rate": [
-            sample.finish_reason == "stop" and grading.extract(sample.text, thinks) is not None for sample in samples
+            sample.finish_reason == "stop" and grader.extract(sample.text, thinks) is not None for sample in samples
         ],
     }
     return {name: np.array(yes, dtype=float).reshape(-1, n) for name, yes in of_samples.items()}

@@ -18,8 +18,9 @@ import mlflow
 import numpy as np
 import optuna
 
-from ssd import evaluation, grading, records, report, sampling, search, tracking
+from ssd import evaluation, records, report, sampling, search, tracking
 from ssd.engines import Decoding
+from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Problem
 from ssd.search import Attempt, Space, Trial
@@ -170,7 +171,7 @@ class _Measured:
                 part = self.problems[:num_problems]
                 generated = self.sampler.generate(part, {name: decoding}, args.n, self.seed, self.folder)[name]
                 new = [sample for sample in generated.samples if sample.problem_id not in graded]
-                for grade in grading.grade(new, part, thinks):
+                for grade in grader.grade(new, part, thinks):
                     graded.setdefault(grade.problem_id, []).append(grade)
                 drawn[:] = [generated]
                 return np.array([[g.outcome == "right" for g in graded[problem.problem_id]] for problem in part], float)

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ssd.grading.writing import last_box, normalise
 from ssd.records import NOTATIONS, Problem
-from ssd.writing import last_box, normalise
 
 HUB = "hub"
 MAX_PROBLEM_BYTES = 100_000

@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from ssd.grading.writing import normalise
 from ssd.records import Problem
-from ssd.writing import normalise
 
 Result = TypeVar("Result")
 CHUNK_ROWS, WORD_BITS = 1 << 12, 52  # a row's place in its chunk and a word's hash are sorted as one 64-bit number

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssd import grading, workers
-from ssd.records import Grade, Problem, Sample
-from ssd.writing import last_box
+from ssd.grades import health, outcome_counts
+from ssd.grading import grader, workers
+from ssd.grading.writing import last_box
+from ssd.records import Problem, Sample
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 BOXES = [  # text, answer, reason
     (r"so \boxed{5}.", "5", "the plain case"),
@@ -45,13 +46,12 @@ def test_the_answer_is_the_last_box(text, answer, reason):
 
 
 POLICIES = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "grading" / "policies.jsonl").read_text(encoding="utf-8").splitlines()
+    json.loads(line) for line in (Path(__file__).parent / "policies.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 
 
 def test_answers_are_graded_as_the_rows_of_each_policy_say():
-    verdicts = dict(grading.verify([(row["gold"], row["answer"]) for row in POLICIES], deadline_s=60))
+    verdicts = dict(grader.verify([(row["gold"], row["answer"]) for row in POLICIES], deadline_s=60))
     against = [
         row for row in POLICIES if verdicts[row["gold"], row["answer"]] != ("right" if row["right"] else "wrong")
     ]
@@ -127,7 +127,7 @@ def test_hostile_answers_end_in_an_outcome_in_time_and_memory_and_leave_no_proce
     watcher.start()
     try:
         verdicts, times = {}, []
-        for pair, verdict in grading.verify([*pairs, ("1/2", "0.5")], deadline_s, workers=2):
+        for pair, verdict in grader.verify([*pairs, ("1/2", "0.5")], deadline_s, workers=2):
             verdicts[pair] = verdict
             times.append(time.monotonic())
     finally:
@@ -144,7 +144,7 @@ def test_hostile_answers_end_in_an_outcome_in_time_and_memory_and_leave_no_proce
 
 
 def test_no_worker_outlives_a_grading_process_that_is_killed():
-    code = "from ssd import grading; print(list(grading.verify([('5', r'\\int_0^{10} x^x dx')], deadline_s=60)))"
+    code = "from ssd.grading import grader; print(list(grader.verify([('5', r'\\int_0^{10} x^x dx')], deadline_s=60)))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
@@ -168,18 +168,18 @@ def test_outcomes_are_told_apart_and_add_up():
         sample(3, r"so \boxed{4} hmm", "length"),
         sample(4, r"so \boxed{4} hmm"),
     ]
-    grades = grading.grade(samples, [Problem("p", "made", "2+2?", "4", "1")], thinks=True)
+    grades = grader.grade(samples, [Problem("p", "made", "2+2?", "4", "1")], thinks=True)
     assert [row.outcome for row in grades] == ["right", "wrong", "no_answer", "cut_off", "no_answer"]
     assert [row.answer for row in grades] == ["4", "5", "", "", ""]
-    assert sum(grading.outcome_counts(grades).values()) == len(samples)
-    health = grading.health(samples, grades)
-    rates = [health.think_close_rate, health.boxed_answer_rate, health.length_stop_rate]
+    assert sum(outcome_counts(grades).values()) == len(samples)
+    found = health(samples, grades)
+    rates = [found.think_close_rate, found.boxed_answer_rate, found.length_stop_rate]
     assert [rate.mean() for rate in rates] == [0.6, 0.4, 0.2]
 
 
 def test_a_model_that_does_not_think_is_graded_on_its_whole_text():
     problems = [Problem("p", "made", "2+2?", "4", "1")]
-    assert grading.grade([sample(0, r"\boxed{4}")], problems, thinks=False)[0].outcome == "right"
+    assert grader.grade([sample(0, r"\boxed{4}")], problems, thinks=False)[0].outcome == "right"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_model_that_does_not_think_is_graded_on_its_whole_text():
 def test_a_number_may_be_as_far_off_as_its_problem_allows(gold, tolerance, near, far):
     samples = [sample(index, rf"\boxed{{{answer}}}") for index, answer in enumerate([*near, *far])]
     outcomes = [
-        [row.outcome for row in grading.grade(samples, [Problem("p", "made", "?", gold, "", allowed)], thinks=False)]
+        [row.outcome for row in grader.grade(samples, [Problem("p", "made", "?", gold, "", allowed)], thinks=False)]
         for allowed in (tolerance, 0.0)
     ]
     assert outcomes[0] == ["right"] * len(near) + ["wrong"] * len(far)
@@ -251,39 +251,14 @@ def test_a_number_may_be_as_far_off_as_its_problem_allows(gold, tolerance, near,
 )
 def test_a_problem_may_want_an_interval_or_leave_its_letters_free(gold, notation, answers):
     samples = [sample(index, rf"\boxed{{{answer}}}") for index, answer in enumerate(answers)]
-    grades = grading.grade(samples, [Problem("p", "made", "?", gold, "", notation=notation)], thinks=False)
+    grades = grader.grade(samples, [Problem("p", "made", "?", gold, "", notation=notation)], thinks=False)
     assert {answer: row.outcome for answer, row in zip(answers, grades, strict=True)} == answers
 
 
 def test_a_sample_of_an_unknown_problem_is_refused():
     with pytest.raises(ValueError, match="problem 'p', which the problem set does not hold"):
-        grading.grade([sample(0, "")], [Problem("q", "made", "2+2?", "4", "1")], thinks=True)
-
-
-def test_correct_is_a_table_of_problems_by_samples():
-    rows = [
-        Grade("b", 1, "right", ""),
-        Grade("a", 0, "wrong", ""),
-        Grade("b", 0, "timed_out", ""),
-        Grade("a", 1, "right", ""),
-    ]
-    ids, correct_PS = grading.correct(rows)
-    assert ids == ["a", "b"]
-    assert correct_PS.tolist() == [[0, 1], [0, 1]]
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([Grade("a", 0, "right", ""), Grade("a", 0, "wrong", "")], "graded twice"),
-        ([Grade("a", 0, "right", ""), Grade("b", 0, "wrong", ""), Grade("b", 1, "wrong", "")], r"\[1, 2\] samples"),
-        ([Grade("a", 0, "right", ""), Grade("a", 2, "wrong", "")], r"problem a has the samples \[0, 2\]"),
-    ],
-)
-def test_unequal_or_doubled_samples_are_refused(rows, message):
-    with pytest.raises(ValueError, match=message):
-        grading.correct(rows)
+        grader.grade([sample(0, "")], [Problem("q", "made", "2+2?", "4", "1")], thinks=True)
 
 
 def test_only_answers_that_equal_themselves_are_gradable():
-    assert grading.gradable(["3", r"\frac{1}{2}", r"\text{}"]) == {"3": True, r"\frac{1}{2}": True, r"\text{}": False}
+    assert grader.gradable(["3", r"\frac{1}{2}", r"\text{}"]) == {"3": True, r"\frac{1}{2}": True, r"\text{}": False}

@@ -1,42 +1,28 @@
 """Samples -> grades: the last box after the thinking, compared with the gold answer.
 
-Strings, numbers and structure decide most pairs (`ssd.answers`). The rest goes to math-verify in worker processes,
-each killed at its deadline and held to a memory limit, because answers are hostile text. A unique (gold, answer) pair
-is graded once.
+Strings, numbers and structure decide most pairs (`answers.py`). The rest goes to math-verify in worker processes, each
+killed at its deadline and held to a memory limit, because answers are hostile text. A unique (gold, answer) pair is
+graded once.
 """
 
-import collections
 import contextlib
 import hashlib
 import importlib.metadata
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from ssd import answers
-from ssd.records import OUTCOMES, Grade, Problem, Sample
-from ssd.workers import DEADLINE_S, Forker, Pair, Verdict, in_workers
-from ssd.writing import last_box
+from ssd.grading import answers
+from ssd.grading.workers import DEADLINE_S, Forker, Pair, Verdict, in_workers
+from ssd.grading.writing import last_box
+from ssd.records import Grade, Problem, Sample
 
 # No gold of the public sets has more than 160 characters or five levels of brackets. An answer beyond these is compared
 # as a string, so that what is refused depends on no clock.
 MAX_CHARS = 2_000
 MAX_NESTING = 12
-DECIDED_BY = ("grading", "answers", "structure", "quantities", "values", "writing", "algebra", "workers")  # modules
-
-
-class Health(NamedTuple):
-    """Of each sample: 1.0 where the name of the rate holds, and its tokens; shapes (problems, samples)."""
-
-    think_close_rate: np.ndarray
-    boxed_answer_rate: np.ndarray
-    length_stop_rate: np.ndarray
-    timed_out_rate: np.ndarray
-    tokens_per_sample: np.ndarray
 
 
 def grade(
@@ -79,69 +65,9 @@ def extract(text: str, thinks: bool) -> str | None:
 
 
 def version() -> str:
-    """What grades are comparable under: math-verify's version and a digest of the policies' code."""
-    code = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in DECIDED_BY)
+    """What grades are comparable under: math-verify's version and a digest of all code in this folder."""
+    code = b"".join(path.name.encode() + path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     return f"math-verify {importlib.metadata.version('math-verify')}, policies {hashlib.sha256(code).hexdigest()[:8]}"
-
-
-def correct(grades: Iterable[Grade]) -> tuple[list[str], np.ndarray]:
-    """Problem ids (sorted) and correct_PS, 1.0 where the outcome is right; shape (problems, samples).
-
-    Raises
-    ------
-    ValueError
-        If a (problem, sample) is graded twice, or the samples of a problem are not numbered from 0 on, as many of each.
-    """
-    by_problem: dict[str, dict[int, float]] = collections.defaultdict(dict)
-    for row in grades:
-        if row.sample_index in by_problem[row.problem_id]:
-            raise ValueError(f"problem {row.problem_id}, sample {row.sample_index} is graded twice")
-        by_problem[row.problem_id][row.sample_index] = float(row.outcome == "right")
-    sizes = {len(row) for row in by_problem.values()}
-    if len(sizes) != 1:
-        raise ValueError(f"problems have {sorted(sizes)} samples; every problem needs the same number, at least one")
-    for problem_id, row in by_problem.items():
-        if sorted(row) != list(range(len(row))):
-            raise ValueError(f"problem {problem_id} has the samples {sorted(row)}; some between are not graded")
-    ids = sorted(by_problem)
-    return ids, np.array([[by_problem[i][s] for s in sorted(by_problem[i])] for i in ids])
-
-
-def correctness(problems: Sequence[Problem], grades: Sequence[Grade]) -> dict[str, list]:
-    """Columns of a table with a row for each problem: what it is, k samples, how many are right, each outcome."""
-    outcomes = collections.defaultdict(list)
-    for row in grades:
-        outcomes[row.problem_id].append(row.outcome)
-    return {
-        "problem_id": [problem.problem_id for problem in problems],
-        "source": [problem.source for problem in problems],
-        "level": [problem.level for problem in problems],
-        "k": [len(outcomes[problem.problem_id]) for problem in problems],
-        "correct": [outcomes[problem.problem_id].count("right") for problem in problems],
-        "outcomes": [" ".join(outcomes[problem.problem_id]) for problem in problems],
-    }
-
-
-def outcome_counts(grades: Iterable[Grade]) -> dict[str, int]:
-    """Number of samples of each outcome; they add up to the number of samples."""
-    counts = collections.Counter(row.outcome for row in grades)
-    return {outcome: counts[outcome] for outcome in OUTCOMES}
-
-
-def health(samples: Sequence[Sample], grades: Sequence[Grade]) -> Health:
-    """Health of the run that made `samples`; `grades` are theirs. Every problem has the same number of samples."""
-    outcome_by_key = {(row.problem_id, row.sample_index): row.outcome for row in grades}
-    ordered = sorted(samples, key=lambda sample: (sample.problem_id, sample.sample_index))
-    outcomes = [outcome_by_key[sample.problem_id, sample.sample_index] for sample in ordered]
-    values = Health(
-        think_close_rate=["</think>" in sample.text for sample in ordered],
-        boxed_answer_rate=[outcome not in ("no_answer", "cut_off") for outcome in outcomes],
-        length_stop_rate=[sample.finish_reason == "length" for sample in ordered],
-        timed_out_rate=[outcome == "timed_out" for outcome in outcomes],
-        tokens_per_sample=[len(sample.token_ids) for sample in ordered],
-    )
-    num_problems = len({sample.problem_id for sample in ordered})
-    return Health(*(np.array(each, dtype=float).reshape(num_problems, -1) for each in values))
 
 
 def verify(

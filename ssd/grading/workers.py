@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ssd import algebra, answers
+from ssd.grading import algebra, answers
 
 Verdict = Literal["right", "wrong", "timed_out"]
 
@@ -36,10 +36,10 @@ class Forker:
 
     def __init__(self, deadline_s: float):
         ours, theirs = socket.socketpair()
-        root = str(Path(__file__).parents[1])
+        root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from ssd.workers import _fork; _fork({theirs.fileno()}, {deadline_s!r})"],
+            [sys.executable, "-c", f"from ssd.grading.workers import _fork; _fork({theirs.fileno()}, {deadline_s!r})"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

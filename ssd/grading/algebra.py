@@ -4,8 +4,8 @@ import functools
 import math
 import re
 
-from ssd import answers
-from ssd.quantities import TRIGONOMETRIC
+from ssd.grading import answers
+from ssd.grading.quantities import TRIGONOMETRIC
 
 MAX_EXPRESSION_CHARS = 400
 MAX_BITS = 200_000

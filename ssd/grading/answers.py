@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ssd.quantities import equal_numbers, number_of, quantity_of
-from ssd.structure import (
+from ssd.grading.quantities import equal_numbers, number_of, quantity_of
+from ssd.grading.structure import (
     EQUATION,
     RELATION,
     Parts,
@@ -25,8 +25,8 @@ from ssd.structure import (
     without_braces,
     words_of,
 )
-from ssd.values import value_of
-from ssd.writing import all_boxes, clean, last_box, one_writing, without_spaces
+from ssd.grading.values import value_of
+from ssd.grading.writing import all_boxes, clean, last_box, one_writing, without_spaces
 
 SameExpression = Callable[[str, str, float], bool]
 

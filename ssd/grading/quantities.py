@@ -4,8 +4,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from ssd.structure import LETTERS, brackets_of, words_of
-from ssd.writing import without_spaces
+from ssd.grading.structure import LETTERS, brackets_of, words_of
+from ssd.grading.writing import without_spaces
 
 
 class Quantity(NamedTuple):
