@@ -10,10 +10,11 @@ from typing import Any
 
 from ssd import records, report
 from ssd.blocks import Block, Bullets, Link, Picture, Section, Table, Text, Verbatim, cut, markdown, png
-from ssd.decision import Finding, Promotion, Verdict, what_would_change
-from ssd.evidence import Checkpoint, Comparison, Overlap, Shown, StepRun
 from ssd.markdown import escaped
 from ssd.report import p_value, percent, points
+from ssd.verdict.comparison import Comparison
+from ssd.verdict.decision import Finding, Promotion, Verdict, what_would_change
+from ssd.verdict.evidence import Checkpoint, Overlap, Shown, StepRun
 
 MAX_SHOWN_CHARS = 1200  # of a sample, half from its beginning and half from its end
 MAX_RUN_DESCRIPTION = 8000  # characters, MLflow's

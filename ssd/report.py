@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 
 from ssd import records
 from ssd.data.splits import FATES
-from ssd.decision import Finding
 from ssd.markdown import escaped
 from ssd.records import Problem
 from ssd.stats import power
 from ssd.stats.compare import Difference
 from ssd.stats.estimate import Estimate
+from ssd.verdict.decision import Finding
 
 if TYPE_CHECKING:
     from optuna.study import Study

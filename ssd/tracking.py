@@ -41,8 +41,8 @@ from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
 from ssd import adapters, engines, parameters, processes, records
-from ssd.evidence import Overlap, StepRun
 from ssd.markdown import escaped
+from ssd.verdict.evidence import Overlap, StepRun
 
 LATEST = "latest"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -23,15 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.entities import Run
 from numpy.typing import NDArray
-from ssd.grades import correct_matrix
 
-from ssd import decision, evaluation, evidence, page, parameters, records, report, tracking
+from ssd import evaluation, page, parameters, records, report, tracking
 from ssd.engines import Decoding
-from ssd.evidence import Arm
+from ssd.grades import correct_matrix
 from ssd.records import Grade, Problem
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
+from ssd.verdict import decision
+from ssd.verdict.comparison import Arm, arm_of, compare_arms
 
 SETS = ("train", "val", "quick", "final")
 HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_out_rate", "tokens_per_sample")
@@ -73,7 +74,7 @@ def compare(step: tracking.Step) -> None:
     read = ",".join(sorted(f"{name}={arm.run_id}" for name, arm in arms.items()))
     mlflow.set_tags({"ssd.problems": conditions["problems"], "ssd.arms": read, "ssd.base_model": measured.base_model})
     num_earlier_reads = len(tracking.reads(conditions["problems"]) - {read})
-    comparison = evidence.compare(arms, correct, measured.sources_P, measured.levels_P, conditions, measured.chosen_on)
+    comparison = compare_arms(arms, correct, measured.sources_P, measured.levels_P, conditions, measured.chosen_on)
     verdict = decision.decide(
         {(arm, against): comparing.paired(correct[arm], correct[against]) for arm, against in present},
         chosen_on={"decoding": measured.chosen_on, "checkpoint": measured.chosen_on},
@@ -141,7 +142,7 @@ def _of_file(path: str) -> Measured:
     try:
         rows = pq.read_table(path)
         said = json.loads(rows.schema.metadata[KEY])
-        arms = {name: evidence.arm_of(arm) for name, arm in said.pop("arms").items()}
+        arms = {name: arm_of(arm) for name, arm in said.pop("arms").items()}
         correct = {name: np.array(rows[name].to_pylist(), dtype=float) for name in arms}
         problems = [rows[name].to_pylist() for name in ("problem_id", "source", "level")]
         measured = Measured(arms, correct, *problems, **said)

@@ -9,9 +9,9 @@ Run:    mlflow run . -e power -P delta=0.05 -P num_problems=2000 -P gpu_hour_pri
 import math
 
 import mlflow
-from ssd.grades import correct_matrix
 
 from ssd import records, report, tracking
+from ssd.grades import correct_matrix
 from ssd.records import Grade
 from ssd.stats import power as planning
 from ssd.stats import variance

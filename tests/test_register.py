@@ -13,12 +13,13 @@ import safetensors.torch
 import transformers
 from mlflow.exceptions import MlflowException
 
-from ssd import decision, evidence, models, records, tracking
-from ssd.evidence import Arm
+from ssd import models, records, tracking
 from ssd.records import Grade
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
+from ssd.verdict import decision
+from ssd.verdict.comparison import Arm, compare_arms
 
 pytestmark = pytest.mark.usefixtures("store")
 N = 400
@@ -69,7 +70,7 @@ def compared(model: str, shares: dict[str, float], problems: str = "final-digest
             health = dict.fromkeys(HEALTH, RATE)
             arms[arm] = Arm(run_id, of_arm, "T=0.7", health, {"p10": 1, "p50": 2, "p90": 3, "p99": 4}, Cost(1, 1, 1))
         conditions = json.loads(mlflow.get_run(arms["base"].run_id).data.tags["ssd.conditions"])
-        found = evidence.compare(arms, correct, ["lab"] * N, ["1"] * N, conditions, "quick")
+        found = compare_arms(arms, correct, ["lab"] * N, ["1"] * N, conditions, "quick")
         pairs = [(claim.arm, claim.against) for claim in decision.PLAN.claims]
         verdict = decision.decide(
             {p: comparing.paired(correct[p[0]], correct[p[1]]) for p in pairs if set(p) <= correct.keys()},

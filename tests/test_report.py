@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ssd import blocks, decision, evidence, page, records, tracking
-from ssd.evidence import Arm, Checkpoint, Overlap, Shown, StepRun
+from ssd import blocks, page, records, tracking
 from ssd.lab import world
 from ssd.records import Problem
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
+from ssd.verdict import decision
+from ssd.verdict.comparison import Arm, compare_arms, comparison_of, read_files
+from ssd.verdict.evidence import Checkpoint, Overlap, Shown, StepRun
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 HOSTILE = (
@@ -55,7 +57,7 @@ def found(accuracy: dict[str, float], **changes) -> page.Evidence:
     arms = {arm: Arm(f"{arm}-run", "runs:/1/model", "T=1", health, lengths, Cost(1e6, 2.5, 7.5)) for arm in correct}
     sources_P, levels_P = ["aime", "omni"] * (n // 2), [["1", "2", "10"][i % 3] for i in range(n)]
     conditions = {"max_tokens": 4096, "engine": "vllm", "prompt": "Solve.", "problems": "d"}
-    comparison = evidence.compare(arms, correct, sources_P, levels_P, conditions, "quick")
+    comparison = compare_arms(arms, correct, sources_P, levels_P, conditions, "quick")
     pairs = [(claim.arm, claim.against) for claim in decision.PLAN.claims]
     verdict = decision.decide(
         {pair: comparing.paired(correct[pair[0]], correct[pair[1]]) for pair in pairs if set(pair) <= correct.keys()},
@@ -181,9 +183,9 @@ def test_a_comparison_and_a_verdict_survive_their_files(tmp_path):
     made = found(ACCURACY)
     for name, content in (("verdict", made.verdict), ("comparison", made.comparison)):
         (tmp_path / f"{name}.json").write_text(json.dumps(tracking.jsonable(content), allow_nan=False))
-    assert evidence.read(tmp_path / "verdict.json", tmp_path / "comparison.json") == (made.verdict, made.comparison)
+    assert read_files(tmp_path / "verdict.json", tmp_path / "comparison.json") == (made.verdict, made.comparison)
     with pytest.raises(ValueError, match="run -e compare again"):
-        evidence.comparison_of({"arms": {}})
+        comparison_of({"arms": {}})
 
 
 def test_hostile_text_is_text_in_html_and_in_markdown(sections):
@@ -298,7 +300,7 @@ def test_a_report_is_written_from_a_verdict_and_its_runs(run_step, measured, mon
     uri = f"runs:/{compared.info.run_id}/verdict.json"
     run = run_step("report", verdict=uri)
     text, markdown = artifact(run, "report.html"), artifact(run, "report.md")
-    verdict, comparison = evidence.read(
+    verdict, comparison = read_files(
         mlflow.artifacts.download_artifacts(uri), tracking.local_path(uri.replace("verdict", "comparison"))
     )
     assert page.sentence(verdict) in html.unescape(text)

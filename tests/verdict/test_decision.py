@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from ssd import decision, tracking
-from ssd.decision import PLAN, decide
+from ssd import tracking
 from ssd.stats.compare import Difference
+from ssd.verdict import decision
+from ssd.verdict.decision import PLAN, decide
 
 TUNED = ("base-tuned-temperature", "base-tuned-min-p", "base-tuned-temperature-last")
 CHOSEN = {"decoding": "quick", "checkpoint": "val"}
@@ -208,7 +209,7 @@ def test_the_verdict_survives_json_with_null_for_what_is_undefined():
 
 
 def test_the_plan_in_prose_and_the_plan_in_code_are_the_same():
-    text = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
     rows = re.findall(r"^\| ([\w-]+) \| ([\w-]+) \| ([\w-]+) \| ([\w-]+) \|$", text, re.MULTILINE)[1:]
     assert [row for row in rows if set(row[0]) != {"-"}] == [dataclasses.astuple(claim) for claim in PLAN.claims]
     assert re.search(r"Frozen on (\S+),", text)[1] == PLAN.date
@@ -222,6 +223,6 @@ def test_the_plan_in_prose_and_the_plan_in_code_are_the_same():
 
 
 def test_every_promotion_and_word_is_explained_in_the_plan():
-    text = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
     for word in (*decision.Word.__args__, *decision.Promotion.__args__):
         assert f"**{word}**" in text

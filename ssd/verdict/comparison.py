@@ -1,6 +1,6 @@
-"""What a verdict rests on, as records: the arms side by side, and the runs behind them.
+"""The arms side by side, as a record.
 
-`compare` makes a Comparison of graded arms; `comparison_of` reads it back from comparison.json.
+`compare_arms` makes a Comparison of graded arms; `comparison_of` reads it back from comparison.json.
 """
 
 import dataclasses
@@ -8,16 +8,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
-from ssd.decision import PLAN, Plan, Verdict, from_json, verdict_of
 from ssd.stats import compare as comparing
 from ssd.stats import estimate
 from ssd.stats.compare import Difference
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
+from ssd.verdict.decision import PLAN, Plan, Verdict, from_json, verdict_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,53 +54,7 @@ class Comparison:
     chosen_on: str
 
 
-class StepRun(NamedTuple):
-    """A run of a step: its parameters with inputs resolved, and `datasets`, digests by context or name."""
-
-    step: str
-    arm: str
-    run_id: str
-    experiment_id: str
-    name: str
-    params: dict[str, str]
-    metrics: dict[str, float]
-    datasets: dict[str, str]
-    commit: str
-    started_ms: int
-    hours: float
-
-
-class Checkpoint(NamedTuple):
-    """pass@1 of a checkpoint of `arm` after `step` steps of training, on the set `split` at `decoding`."""
-
-    arm: str
-    split: str
-    decoding: str
-    step: int
-    pass_at_1: Estimate
-
-
-class Overlap(NamedTuple):
-    """Problems of each set, problems taken out because they repeat others, and the pairs found, by rule."""
-
-    num_problems: dict[str, int]
-    num_removed: int
-    num_pairs: dict[str, int]
-
-
-class Shown(NamedTuple):
-    """A sample that is shown to a person, with its problem, the gold answer and the one that was extracted."""
-
-    arm: str
-    outcome: str
-    problem_id: str
-    problem: str
-    gold: str
-    answer: str
-    text: str
-
-
-def compare(
+def compare_arms(
     arms: Mapping[str, Arm],
     correct: Mapping[str, NDArray],
     sources_P: Sequence[str],
@@ -132,7 +86,7 @@ def compare(
     )
 
 
-def read(verdict_json: str | os.PathLike, comparison_json: str | os.PathLike) -> tuple[Verdict, Comparison]:
+def read_files(verdict_json: str | os.PathLike, comparison_json: str | os.PathLike) -> tuple[Verdict, Comparison]:
     """The two files of a compare run; ValueError where the first holds no verdict or the second no comparison."""
     try:
         verdict = verdict_of(json.loads(Path(verdict_json).read_text()))
