@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd.diagnostics import CLASSES, TERMS, Measured
+from ssd.diagnosis.measure import CLASSES, TERMS, Measured
 from ssd.stats import estimate
 from ssd.stats.estimate import Estimate
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 import transformers
 
-from ssd import changes, diagnostics, models, prompts, sampling, tracking
-from ssd.diagnostics import Rules, Text
+from ssd import models, prompts, sampling, tracking
+from ssd.diagnosis import changes, measure
+from ssd.diagnosis.measure import Rules, Text
 from ssd.engines import Decoding
 from ssd.lab import automaton, world
 from ssd.records import Sample
@@ -64,7 +65,7 @@ def logits() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=IDS)
 def test_q_is_the_tempered_truncated_and_renormalised_distribution(logits, truncation):
-    log_q, ids = diagnostics.truncated(logits["base"], truncation)
+    log_q, ids = measure.truncated(logits["base"], truncation)
     found = torch.zeros_like(logits["base"]).scatter(-1, ids, log_q.exp())
     np.testing.assert_allclose(found.numpy(), defined(logits["base"].double().numpy(), truncation), atol=1e-5)
 
@@ -74,8 +75,8 @@ def test_the_terms_of_the_loss_are_as_defined_and_add_up_to_the_cross_entropy(lo
     q, temperature = defined(logits["base"].double().numpy(), truncation), truncation.temperature
     p = logits["model"].double().softmax(-1).numpy()
     logp = logits["model"].log_softmax(-1)
-    found = diagnostics.loss_terms(logp, diagnostics.truncated(logits["base"], truncation), temperature)
-    parts = sum(found[name] for name in (*diagnostics.TERMS, "floor"))
+    found = measure.loss_terms(logp, measure.truncated(logits["base"], truncation), temperature)
+    parts = sum(found[name] for name in (*measure.TERMS, "floor"))
     # The measured one is torch's, for q as a target.
     measured = torch.nn.functional.cross_entropy(logits["model"].double(), torch.from_numpy(q), reduction="none")
     np.testing.assert_allclose(parts.numpy(), measured.numpy(), atol=1e-4)
@@ -94,9 +95,7 @@ def test_the_terms_of_the_loss_are_as_defined_and_add_up_to_the_cross_entropy(lo
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=IDS)
 def test_gate_head_and_tail_are_as_defined_and_add_up_to_the_entropy(logits, truncation):
     in_S = defined(logits["base"].double().numpy(), truncation) > 0
-    found = diagnostics.entropy_split(
-        logits["model"].log_softmax(-1), diagnostics.truncated(logits["base"], truncation)
-    )
+    found = measure.entropy_split(logits["model"].log_softmax(-1), measure.truncated(logits["base"], truncation))
     for index, (p, kept) in enumerate(zip(logits["model"].double().softmax(-1).numpy(), in_S)):
         mass = p[kept].sum()
         assert float(found["kept_mass"][index]) == pytest.approx(mass, abs=1e-5)
@@ -110,8 +109,8 @@ def test_gate_head_and_tail_are_as_defined_and_add_up_to_the_entropy(logits, tru
 
 def test_the_shape_of_a_position_by_hand():
     probs = torch.tensor([[0.6, 0.25, 0.1, 0.04, 0.01]])
-    _, head = diagnostics.classify(probs.log(), Rules())
-    found = diagnostics.shape(probs.log(), torch.tensor([2]), head, Rules(nucleus_mass=0.95))
+    _, head = measure.classify(probs.log(), Rules())
+    found = measure.shape(probs.log(), torch.tensor([2]), head, Rules(nucleus_mass=0.95))
     assert head.tolist() == [[True, True, True, False, False]]  # 0.1 is a sixth of 0.6, 0.04 a fifteenth
     assert {name: round(float(value), 4) for name, value in found.items()} == {
         "top_1": 0.6, "top_token": 0, "entropy": round(entropy(probs[0].tolist()), 4), "nucleus_size": 3,
@@ -121,20 +120,20 @@ def test_the_shape_of_a_position_by_hand():
 
 def test_the_states_of_the_toy_automaton_are_classed_as_the_paper_calls_them():
     states = automaton.teacher()
-    found, _ = diagnostics.classify(torch.stack([states[name] for name in ("root", "fork", "lock")]).log(), Rules())
-    assert [diagnostics.CLASSES[index] for index in found] == ["fork", "fork", "lock"]
+    found, _ = measure.classify(torch.stack([states[name] for name in ("root", "fork", "lock")]).log(), Rules())
+    assert [measure.CLASSES[index] for index in found] == ["fork", "fork", "lock"]
 
 
 def test_no_tail_is_certain_and_a_head_that_holds_less_than_half_is_diffuse():
     certain, flat = torch.full((1000,), 1e-6), torch.full((1000,), 0.8 / 999)
     certain[0], flat[0] = 1 - 999e-6, 0.2
-    found, _ = diagnostics.classify(torch.stack([certain, flat]).log(), Rules())
-    assert [diagnostics.CLASSES[index] for index in found] == ["certain", "diffuse"]
+    found, _ = measure.classify(torch.stack([certain, flat]).log(), Rules())
+    assert [measure.CLASSES[index] for index in found] == ["certain", "diffuse"]
 
 
 def test_greedy_samples_are_no_training_truncation(logits):
     with pytest.raises(ValueError, match="temperature=0"):
-        diagnostics.truncated(logits["base"], Decoding(temperature=0.0))
+        measure.truncated(logits["base"], Decoding(temperature=0.0))
 
 
 def text(problem: int, length: int, arm: str = "base", outcome: str = "right") -> Text:
@@ -147,14 +146,14 @@ def test_chosen_texts_keep_the_proportions_of_arms_outcomes_and_lengths():
     texts = [
         text(i, int(rng.integers(1, 90)), "base" if i % 4 else "ssd", "right" if i % 3 else "wrong") for i in range(600)
     ]
-    chosen = diagnostics.choose(texts, 60, seed=1)
+    chosen = measure.choose(texts, 60, seed=1)
     assert len({each.sample.problem_id for each in chosen}) == 60
     for arm, outcome in ((a, o) for a in ("base", "ssd") for o in ("right", "wrong")):
         share = [sum((t.arm, t.outcome) == (arm, outcome) for t in of) / len(of) for of in (texts, chosen)]
         assert share[1] == pytest.approx(share[0], abs=2 / 60)
     lengths = [np.mean([len(t.sample.token_ids) for t in of]) for of in (texts, chosen)]
     assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
-    assert diagnostics.choose(texts, 600, seed=1) == texts
+    assert measure.choose(texts, 600, seed=1) == texts
 
 
 def test_reweighting_gives_the_expectation_under_the_other_model():
@@ -219,7 +218,7 @@ def artifact(run, name: str) -> Path:
 def test_what_is_measured_is_what_each_model_says_of_the_text_alone(experiment):
     texts = [Text(sample, "base", "") for sample in experiment.drawn.samples[:40]]
     truncation = Decoding(top_p=0.85)
-    measured = diagnostics.measure({"base": experiment.base, "model": experiment.model}, texts, truncation, Rules(), 0)
+    measured = measure.measure({"base": experiment.base, "model": experiment.model}, texts, truncation, Rules(), 0)
     for name, folder in (("base", experiment.base), ("model", experiment.model)):
         network = models.load_weights(folder, torch.float32).eval()
         for index in (0, 17, 39):
@@ -259,8 +258,8 @@ def test_the_run_tells_a_change_from_none_and_finds_the_locks_of_the_lab(experim
 def test_the_parts_of_the_change_of_the_loss_are_its_whole(experiment):
     found = json.loads(artifact(experiment.run, "diagnosis.json").read_text())
     loss = {(r["class"], r["term"]): r["estimate"]["value"] for r in found["loss"] if r["model"] == "model"}
-    for term in (*diagnostics.TERMS, "loss"):
-        assert sum(loss[name, term] for name in diagnostics.CLASSES) == pytest.approx(loss["all", term], abs=1e-9)
+    for term in (*measure.TERMS, "loss"):
+        assert sum(loss[name, term] for name in measure.CLASSES) == pytest.approx(loss["all", term], abs=1e-9)
     whole = next(
         r["estimate"]["value"]
         for r in found["changes"]
