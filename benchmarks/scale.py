@@ -31,12 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
-from ssd.grades import correct_matrix
 
-from ssd import parameters, records, report
+from ssd import parameters, records
 from ssd.engines import Decoding
+from ssd.grades import correct_matrix
 from ssd.grading import grader
 from ssd.lab import world
+from ssd.report.text import percent, points
 from ssd.stats import compare, estimate
 
 T_TRAIN = (0.7, 1.0, 1.5)
@@ -126,10 +127,10 @@ def describe(path: Path) -> str:
     lines += ["", "| cells | ceiling | minus untruncated | minus untrained |", "| --- | --- | --- | --- |"]
     for name, ceiling_PS in ceilings.items():
         against = [
-            report.points(compare.paired(ceiling_PS, ceilings[other])) if other in ceilings.keys() - {name} else ""
+            points(compare.paired(ceiling_PS, ceilings[other])) if other in ceilings.keys() - {name} else ""
             for other in ("top-p 1", UNTRAINED)
         ]
-        lines.append(f"| {name} | {report.percent(estimate.mean(ceiling_PS))} | {' | '.join(against)} |")
+        lines.append(f"| {name} | {percent(estimate.mean(ceiling_PS))} | {' | '.join(against)} |")
     _draw(correct, of_top_p, untrained, path.with_suffix(".png"))
     return "\n".join(lines)
 

@@ -31,10 +31,11 @@ import optuna
 from optuna.distributions import FloatDistribution
 from scipy import special
 
-from ssd import report, sampling, search
+from ssd import sampling, search
 from ssd.engines import Decoding
 from ssd.grading import grader
 from ssd.lab import world
+from ssd.report.text import percent, points
 from ssd.search import Attempt, Space
 from ssd.stats import compare, estimate
 
@@ -310,8 +311,8 @@ def against_the_labs_grid(model: str, num_trials: int) -> int:
             difference = compare.paired(again["ours"], again["grid"])
             met &= difference.value >= -WITHIN
             for name, params in chosen.items():
-                value = report.percent(estimate.mean(again[name]))
-                shown = report.points(difference) if name == "ours" else ""
+                value = percent(estimate.mean(again[name]))
+                shown = points(difference) if name == "ours" else ""
                 print(
                     f"| {family} | {name} | {samples[name]:,} | {Decoding(**params)} | {value} | {shown} |", flush=True
                 )

@@ -11,13 +11,15 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 
-from ssd import records, report, tracking
+from ssd import records, tracking
 from ssd.engines import Decoding
 from ssd.grades import correct_matrix, correctness_table, health, outcome_counts
 from ssd.grading import grader
 from ssd.grading.writing import normalise
 from ssd.markdown import escaped
 from ssd.records import Grade, Problem, Sample
+from ssd.report import figures
+from ssd.report.text import estimate_tables, percent
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
 from ssd.tracking import Step
@@ -75,7 +77,7 @@ def log_generation(step: Step, generated: "sampling.Generated") -> None:
             took |= {"gpu_hours": drawn.gpu_hours} | ({"gpu_cost": price * drawn.gpu_hours} if price else {})
         mlflow.log_metrics(took)
     finished_s, num_tokens = (drawn.finished_s, drawn.num_tokens) if drawn else ([], [])
-    mlflow.log_figure(report.generation(by_reason, finished_s, num_tokens), "figures/generation.png")
+    mlflow.log_figure(figures.generation(by_reason, finished_s, num_tokens), "figures/generation.png")
 
 
 def log(
@@ -124,11 +126,11 @@ def log(
     }
     mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
     description = (
-        f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {escaped(name)} "
+        f"pass@1 **{percent(estimate)}** on {estimate.n:,} problems of {escaped(name)} "
         f"({len(samples) // estimate.n} samples each) at {escaped(decoded)}.\n\n"
         + ", ".join(f"{outcome} {count:,}" for outcome, count in outcome_counts(grades).items())
         + "\n\n"
-        + report.estimates(estimates, groups)
+        + estimate_tables(estimates, groups)
     )
     step.describe(f"{arm} · {name} · {decoded}", description)
     return estimate

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from mlflow.entities import Run
 from numpy.typing import NDArray
 
-from ssd import evaluation, page, parameters, records, report, tracking
+from ssd import evaluation, parameters, records, tracking
 from ssd.engines import Decoding
 from ssd.grades import correct_matrix
 from ssd.records import Grade, Problem
+from ssd.report import figures, page
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
@@ -91,8 +92,8 @@ def compare(step: tracking.Step) -> None:
             {name: difference.value, f"{name}_ci_low": difference.ci_low, f"{name}_ci_high": difference.ci_high,
              f"{name}_p_value": difference.p_value, f"{name}_p_adjusted": finding.p_adjusted}
         )  # fmt: skip
-    mlflow.log_figure(report.forest(comparison.pass_at_1, comparison.against_base), "figures/arms.png")
-    mlflow.log_figure(report.claims(verdict.findings), "figures/claims.png")
+    mlflow.log_figure(figures.forest(comparison.pass_at_1, comparison.against_base), "figures/arms.png")
+    mlflow.log_figure(figures.claims(verdict.findings), "figures/claims.png")
     step.describe(f"compare · {verdict.promotion}", page.comparison(comparison, verdict), verdict=verdict.promotion)
 
 

@@ -18,11 +18,12 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 
-from ssd import evaluation, records, report, tracking
+from ssd import evaluation, records, tracking
 from ssd.diagnosis import mechanism
 from ssd.engines import Decoding
 from ssd.markdown import escaped
 from ssd.records import Grade
+from ssd.report import figures
 
 MAX_STORED_POSITIONS = 200_000
 UNTRUNCATED = Decoding()
@@ -68,8 +69,8 @@ def diagnose(step: tracking.Step) -> None:
     kept_M = np.sort(order[:MAX_STORED_POSITIONS])
     columns = changes.positions(measured, kept_M) | ({} if truth_N is None else {"truth": truth_N[kept_M]})
     step.log_table("positions.parquet", pa.table(columns))
-    mlflow.log_figure(report.curves(curves, measure.EVAL_TEMPERATURES), "figures/curves.png")
-    mlflow.log_figure(report.changes(found["changes"]), "figures/changes.png")
+    mlflow.log_figure(figures.curves(curves, measure.EVAL_TEMPERATURES), "figures/curves.png")
+    mlflow.log_figure(figures.changes(found["changes"]), "figures/changes.png")
     mlflow.log_metrics({"num_texts": found["num_texts"], "num_positions": found["num_positions"]})
     for row in found["changes"]:
         if row["group"] in measure.CLASSES and row["quantity"] in ("kept_mass", "entropy", "tail_mass"):

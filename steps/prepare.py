@@ -16,12 +16,13 @@ from pathlib import Path
 import mlflow
 import pyarrow as pa
 
-from ssd import parameters, records, report, tracking
+from ssd import parameters, records, tracking
 from ssd.data import overlap, sources, splits
 from ssd.grading import grader
 from ssd.lab import world
 from ssd.markdown import escaped
 from ssd.records import Problem
+from ssd.report import figures
 from ssd.stats import power
 
 UNUSABLE = "answer the grader cannot use"
@@ -81,9 +82,9 @@ def prepare(step: tracking.Step) -> None:
     funnel = {name: _funnel(source, parts) for name, source in loaded.items()}
     step.log_json("sources.json", funnel)
     if funnel:
-        mlflow.log_figure(report.funnel(funnel), "figures/sources.png")
+        mlflow.log_figure(figures.funnel(funnel), "figures/sources.png")
     if any(problem.level for problem in [*parts.train, *parts.val]):
-        mlflow.log_figure(report.difficulty({name: getattr(parts, name) for name in SETS}), "figures/difficulty.png")
+        mlflow.log_figure(figures.difficulty({name: getattr(parts, name) for name in SETS}), "figures/difficulty.png")
     summary = _summary(args, parts, funnel)
     mlflow.log_text(_card(args, loaded, summary), "data_card.md")
     run = mlflow.active_run().info

@@ -16,11 +16,12 @@ import numpy as np
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 
-from ssd import blocks, page, records, tracking
+from ssd import records, tracking
 from ssd.grades import correct_matrix
 from ssd.markdown import escaped
 from ssd.records import Grade
-from ssd.report import percent, points
+from ssd.report import blocks, page
+from ssd.report.text import percent, points
 from ssd.stats import compare as comparing
 from ssd.verdict.comparison import Comparison, read_files
 from ssd.verdict.decision import PLAN

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import mlflow
 
-from ssd import blocks, page, records, tracking
+from ssd import records, tracking
 from ssd.records import OUTCOMES, Grade, Problem, Sample
+from ssd.report import blocks, page
 from ssd.stats.estimate import Estimate
 from ssd.verdict import decision
 from ssd.verdict.comparison import Comparison, read_files

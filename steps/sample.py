@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 
-from ssd import evaluation, records, report, tracking
+from ssd import evaluation, records, tracking
 from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Sample
+from ssd.report.text import percent
 from ssd.stats import estimate
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def sample(step: tracking.Step) -> None:
     step.describe(
         f"sample · {args.arm} · {decoding}",
         f"{len(samples):,} samples of {len(problems):,} problems at {escaped(decoding)}: "
-        f"{num_tokens / len(samples):,.1f} tokens a sample, {report.percent(rates['length_stop_rate'])} cut off at "
-        f"{args.max_tokens:,}, {report.percent(rates['boxed_answer_rate'])} with a boxed answer"
-        + (f", {report.percent(rates['think_close_rate'])} end their thinking" if thinks else "")
+        f"{num_tokens / len(samples):,.1f} tokens a sample, {percent(rates['length_stop_rate'])} cut off at "
+        f"{args.max_tokens:,}, {percent(rates['boxed_answer_rate'])} with a boxed answer"
+        + (f", {percent(rates['think_close_rate'])} end their thinking" if thinks else "")
         + ".",
         arm=args.arm,
     )

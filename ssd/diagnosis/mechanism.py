@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ssd.markdown import escaped
-from ssd.report import percent, points
+from ssd.report.text import percent, points
 from ssd.stats.estimate import Estimate
 
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jinja2
 from matplotlib.figure import Figure
 
-from ssd import report
 from ssd.markdown import escaped, visible
 
 DPI = 130  # sharp enough for a phone
+NARROW_INCHES = 5.2  # width of a figure that is read on a phone, too
 
 
 class Text(NamedTuple):
@@ -60,7 +60,7 @@ class Picture(NamedTuple):
     @property
     def is_wide(self) -> bool:
         """Whether its letters are too small on a phone, so that it has to be scrolled; by the width in the header."""
-        return int.from_bytes(self.png[16:20]) > 1.2 * DPI * report.NARROW_INCHES
+        return int.from_bytes(self.png[16:20]) > 1.2 * DPI * NARROW_INCHES
 
 
 class Verbatim(NamedTuple):

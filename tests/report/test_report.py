@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ssd import blocks, page, records, tracking
+from ssd import records, tracking
 from ssd.lab import world
 from ssd.records import Problem
+from ssd.report import blocks, figures, page
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
@@ -268,7 +269,7 @@ def measured(store, run_step, lab_model, tmp_path_factory) -> dict[str, str]:
     }
     temperatures = {"base": 1.0, "ssd-same-decoding": 0.0, "mine": 0.5}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page.report, "generation", lambda *_: Figure(figsize=(1, 1)))  # slow to draw, and not looked at
+        patch.setattr(figures, "generation", lambda *_: Figure(figsize=(1, 1)))  # slow to draw, and not looked at
         runs = {arm: run_step("evaluate", arm=arm, temperature=t, **common) for arm, t in temperatures.items()}
     return {arm: f"{arm}=runs:/{run.info.run_id}" for arm, run in runs.items()}
 

@@ -1,4 +1,4 @@
-"""Figures, and numbers as text: every figure shows its uncertainty, every table its n. `page` has what is read."""
+"""Figures: each shows its uncertainty."""
 
 import warnings
 from collections import Counter
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from ssd import records
 from ssd.data.splits import FATES
-from ssd.markdown import escaped
 from ssd.records import Problem
+from ssd.report.blocks import NARROW_INCHES
 from ssd.stats import power
 from ssd.stats.compare import Difference
 from ssd.stats.estimate import Estimate
@@ -25,36 +25,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 WIDTH_INCHES = 7.5
-NARROW_INCHES = 5.2  # of what is read on a phone, too
-
-
-def percent(estimate: Estimate) -> str:
-    """`52.1% [49.0, 55.2]`."""
-    return f"{estimate.value:.1%} [{estimate.ci_low * 100:.1f}, {estimate.ci_high * 100:.1f}]"
-
-
-def estimates(rows: Mapping[str, Estimate], groups: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """Tables of every estimate of an evaluation, and of pass@1 by group where there are several."""
-    lines = ["| estimate | 95% interval |", "| --- | --- |"]
-    for name, row in rows.items():
-        is_rate = name != "tokens_per_sample"
-        shown = percent(row) if is_rate else f"{row.value:,.1f} [{row.ci_low:,.1f}, {row.ci_high:,.1f}]"
-        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
-    for name, of_group in groups.items():
-        if len(of_group) > 1:
-            lines += ["", f"| {name.removeprefix('by_')} | problems | pass@1 |", "| --- | ---: | --- |"]
-            lines += [f"| {escaped(group or '-')} | {row.n:,} | {percent(row)} |" for group, row in of_group.items()]
-    return "\n".join(lines)
-
-
-def points(difference: Difference) -> str:
-    """`+7.3 [+5.1, +9.5]`, in percentage points."""
-    return f"{difference.value * 100:+.1f} [{difference.ci_low * 100:+.1f}, {difference.ci_high * 100:+.1f}]"
-
-
-def p_value(value: float) -> str:
-    """`< 0.001` or three decimals."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def funnel(counts: Mapping[str, Mapping[str, int]]) -> Figure:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssd import records, report
-from ssd.blocks import Block, Bullets, Link, Picture, Section, Table, Text, Verbatim, cut, markdown, png
+from ssd import records
 from ssd.markdown import escaped
-from ssd.report import p_value, percent, points
+from ssd.report import figures
+from ssd.report.blocks import Block, Bullets, Link, Picture, Section, Table, Text, Verbatim, cut, markdown, png
+from ssd.report.text import p_value, percent, points
 from ssd.verdict.comparison import Comparison
 from ssd.verdict.decision import Finding, Promotion, Verdict, what_would_change
 from ssd.verdict.evidence import Checkpoint, Overlap, Shown, StepRun
@@ -298,12 +299,12 @@ def _differences(evidence: Evidence) -> list[Block]:
     blocks: list[Block] = [
         Picture(
             "arms",
-            png(report.forest(found.pass_at_1, found.against_base)),
+            png(figures.forest(found.pass_at_1, found.against_base)),
             f"Forest plot of pass@1 and its paired difference to base: {'; '.join(seen)}.",
         ),
         Picture(
             "claims",
-            png(report.claims(verdict.findings)),
+            png(figures.claims(verdict.findings)),
             f"Forest plot of the plan's claims, in points: {'; '.join(claims)}.",
         ),
         _claims(verdict.findings),
@@ -329,7 +330,7 @@ def _by_step(checkpoints: Sequence[Checkpoint]) -> list[Block]:
         f"{label}: " + ", ".join(f"step {row.step} {percent(row.pass_at_1)}" for row in of)
         for label, of in lines.items()
     ]
-    figure = report.by_step({label: {row.step: row.pass_at_1 for row in of} for label, of in lines.items()})
+    figure = figures.by_step({label: {row.step: row.pass_at_1 for row in of} for label, of in lines.items()})
     rows = [[label, str(row.step), f"{row.pass_at_1.n:,}", percent(row.pass_at_1)] for label, of in lines.items()
             for row in of]  # fmt: skip
     return [
@@ -400,7 +401,7 @@ def _lengths(found: Comparison) -> list[Block]:
     alt = f"Tokens a sample by arm, percentiles: {'; '.join(seen)}."
     rows = [[name, *(f"{tokens:,.0f}" for tokens in of.values())] for name, of in percentiles.items()]
     return [
-        Picture("lengths", png(report.lengths(percentiles)), alt),
+        Picture("lengths", png(figures.lengths(percentiles)), alt),
         Table(["tokens a sample", *next(iter(percentiles.values()))], rows),
     ]
 
