@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = Path(__file__).resolve().parents[2]
 SHOWS = "import sys, steps, os; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
 
 
