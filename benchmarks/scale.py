@@ -33,7 +33,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from ssd import parameters, records
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.grades import correct_matrix
 from ssd.grading import grader
 from ssd.lab import world

@@ -32,7 +32,7 @@ from optuna.distributions import FloatDistribution
 from scipy import special
 
 from ssd import sampling, search
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.grading import grader
 from ssd.lab import world
 from ssd.report.text import percent, points

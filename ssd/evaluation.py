@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssd import records, tracking
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.grades import correct_matrix, correctness_table, health, outcome_counts
 from ssd.grading import grader
 from ssd.grading.writing import normalise

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("sample control", "evaluate search")  # sections of a preset over those of their entry point

@@ -19,7 +19,9 @@ import torch
 from tqdm import tqdm
 
 from ssd import models, prompts, records
-from ssd.engines import Decoding, Engine, Request, kind, open_engine, requests_for
+from ssd.decoding import Decoding
+from ssd.engines.opening import kind, open_engine
+from ssd.engines.request import Engine, Request, requests_for
 from ssd.records import Problem, Sample
 
 FLUSH_SAMPLES = 256

@@ -40,7 +40,8 @@ from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from ssd import adapters, engines, parameters, processes, records
+from ssd import adapters, parameters, processes, records
+from ssd.engines.opening import kind
 from ssd.markdown import escaped
 from ssd.verdict.evidence import Overlap, StepRun
 
@@ -518,8 +519,8 @@ def _key(entry_point: str, values: Mapping[str, Any]) -> str:
     content.pop("storage", None)
     if "engine" in content:
         content.pop("gpu_hour_price", None)
-        if engines.kind(content["engine"]) != "replay":
-            content["engine"] = engines.kind(content["engine"])
+        if kind(content["engine"]) != "replay":
+            content["engine"] = kind(content["engine"])
     return hashlib.sha256(json.dumps([entry_point, content, code_version()[0]], sort_keys=True).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ from mlflow.entities import Run
 from numpy.typing import NDArray
 
 from ssd import evaluation, parameters, records, tracking
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.grades import correct_matrix
 from ssd.records import Grade, Problem
 from ssd.report import figures, page

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from ssd import evaluation, records, tracking
+from ssd.decoding import Decoding
 from ssd.diagnosis import mechanism
-from ssd.engines import Decoding
 from ssd.markdown import escaped
 from ssd.records import Grade
 from ssd.report import figures

@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 
 from ssd import evaluation, records, sampling, search, tracking
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Problem

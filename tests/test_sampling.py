@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ssd import records, sampling
-from ssd.engines import Decoding, requests_for
+from ssd.decoding import Decoding
+from ssd.engines.request import requests_for
 from ssd.records import Problem, Sample
 
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(10)]

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ssd import records, sampling, search, tracking
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.lab import world
 from ssd.records import Problem, Sample
 from ssd.search import Attempt, Space

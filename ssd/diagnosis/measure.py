@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssd import models, prompts
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.engines.logits import truncate
 from ssd.records import Sample
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ssd import models, sampling
-from ssd.engines import Decoding, Request, request_seed
+from ssd.decoding import Decoding
+from ssd.engines.request import Request, request_seed
 from ssd.records import Sample
 
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from ssd import models, prompts, sampling, tracking
+from ssd.decoding import Decoding
 from ssd.diagnosis import changes, measure
 from ssd.diagnosis.measure import Rules, Text
-from ssd.engines import Decoding
 from ssd.lab import automaton, world
 from ssd.records import Sample
 

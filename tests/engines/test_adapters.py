@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from ssd import models, tracking
-from ssd.engines import Decoding, open_engine
+from ssd.decoding import Decoding
+from ssd.engines.opening import open_engine
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ssd import models, sampling
-from ssd.engines import Decoding, max_model_len, open_engine, requests_for
+from ssd.decoding import Decoding
 from ssd.engines.logits import next_token_probs
+from ssd.engines.opening import open_engine
+from ssd.engines.request import max_model_len, requests_for
 from ssd.lab import world
 
 # Descending, so that the truncations below are prefixes.

@@ -13,8 +13,11 @@ import time
 import pytest
 
 from ssd import sampling
-from ssd.engines import Decoding, open_engine, pool, requests_for
+from ssd.decoding import Decoding
 from ssd.engines import openai as engine
+from ssd.engines import pool
+from ssd.engines.opening import open_engine
+from ssd.engines.request import requests_for
 from ssd.records import Problem
 
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(20)]

@@ -83,7 +83,7 @@ def test_stored_samples_are_graded_again_without_an_engine(
 ):
     common = {"model": lab_model, "problems": problems, "engine": "transformers", "max_tokens": 40}
     first = run_step("evaluate", arm="base", n=2, temperature=0.9, temperature_last=1, **common)
-    monkeypatch.setattr("ssd.engines.open_engine", None)
+    monkeypatch.setattr("ssd.sampling.open_engine", None)
     again = run_step("evaluate", samples=f"runs:/{first.info.run_id}/samples")
     made_with = tracking.step_run(again).params  # not what MLproject's defaults say
     assert {name: made_with[name] for name in ("n", "temperature", "temperature_last", "max_tokens", "top_k")} == {
