@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
@@ -20,12 +19,10 @@ from ssd.markdown import escaped
 from ssd.records import Grade, Problem, Sample
 from ssd.report import figures
 from ssd.report.text import estimate_tables, percent
+from ssd.samples import Generated
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
 from ssd.tracking import Step
-
-if TYPE_CHECKING:
-    from ssd import sampling
 
 DECODING = tuple(field.name for field in dataclasses.fields(Decoding))
 
@@ -38,7 +35,7 @@ def decoding(args: argparse.Namespace) -> Decoding:
 
 def generate(
     step: Step, decodings: Mapping[str, Decoding], closes: bool = False
-) -> tuple[list[Problem], dict[str, "sampling.Generated"]]:
+) -> tuple[list[Problem], dict[str, Generated]]:
     """The problems that the step's parameters name, and its model's samples of them at each of `decodings`.
 
     `closes` is whether the GPU is to be free again, for another model.
@@ -60,7 +57,7 @@ def engine(args: argparse.Namespace) -> str:
     return name + colon + tracking.local_path(place)
 
 
-def log_generation(step: Step, generated: "sampling.Generated") -> None:
+def log_generation(step: Step, generated: Generated) -> None:
     """Log to the active run how long the samples are and, where they were drawn now, what that took."""
     samples, drawn = generated.samples, generated.drawn
     lengths = np.array([len(sample.token_ids) for sample in samples])
@@ -84,7 +81,7 @@ def log(
     step: Step,
     arm: str,
     problems: Sequence[Problem],
-    generated: "sampling.Generated",
+    generated: Generated,
     grades: Sequence[Grade] | None = None,
 ) -> Estimate:
     """Grade the samples, unless `grades` are given, and log to the active run what they say of `arm`: its pass@1."""

@@ -94,7 +94,7 @@ def _flat(row: dict) -> dict:
 
 def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
     """(sample, arm, outcome) of every sample of each run, and the run's manifest."""
-    from ssd import sampling
+    from ssd.samples import load_samples
 
     uris = samples.split(",")
     files = {"latest": [_beside(uri) for uri in uris], "none": ["none"] * len(uris)}.get(grades, grades.split(","))
@@ -104,7 +104,7 @@ def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
         )
     found = []
     for uri, file in zip(uris, files):
-        generated = sampling.load(Path(tracking.local_path(uri)))
+        generated = load_samples(Path(tracking.local_path(uri)))
         rows = [] if file == "none" else records.read(tracking.local_path(file), Grade)
         outcome_of = {(row.problem_id, row.sample_index): row.outcome for row in rows}
         arm, own = tracking.tag_of(uri, "arm", uri), generated.samples

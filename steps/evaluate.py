@@ -30,9 +30,9 @@ def evaluate(step: tracking.Step) -> None:
             f"arm={args.arm} is the untrained model, and model={args.model} was trained; give arm or model"
         )
     if args.samples != "none":
-        from ssd import sampling
+        from ssd.samples import load_samples
 
-        problems, drawn = records.read(step.path("problems"), Problem), sampling.load(step.path("samples"))
+        problems, drawn = records.read(step.path("problems"), Problem), load_samples(step.path("samples"))
         missing = {row.problem_id for row in problems} - {sample.problem_id for sample in drawn.samples}
         if missing:
             raise ValueError(

@@ -6,8 +6,6 @@ Writes: samples/ (token ids, text, finish reason, log-probability) with the mani
 Run:    mlflow run . -e sample
 """
 
-from typing import TYPE_CHECKING
-
 import mlflow
 import numpy as np
 
@@ -16,10 +14,8 @@ from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Sample
 from ssd.report.text import percent
+from ssd.samples import Generated
 from ssd.stats import estimate
-
-if TYPE_CHECKING:
-    from ssd import sampling
 
 
 def sample(step: tracking.Step) -> None:
@@ -49,7 +45,7 @@ def sample(step: tracking.Step) -> None:
     )
 
 
-def _outcomes(generated: "sampling.Generated", n: int) -> dict[str, np.ndarray]:
+def _outcomes(generated: Generated, n: int) -> dict[str, np.ndarray]:
     """Health by sample, 0 or 1, shape (problems, n): cut off at the cap, ended thinking, boxed an answer."""
     samples, thinks = generated.samples, generated.manifest["thinks"]
     of_samples = {
