@@ -24,16 +24,14 @@ from ssd.diagnosis import mechanism
 from ssd.markdown import escaped
 from ssd.records import Grade
 from ssd.report import figures
+from ssd.samples import load_samples
 
 MAX_STORED_POSITIONS = 200_000
 UNTRUNCATED = Decoding()
 
 
 def diagnose(step: tracking.Step) -> None:
-    from ssd import (
-        driver,
-        models,  # torch takes seconds to load
-    )
+    from ssd import driver, models  # torch takes seconds to load
     from ssd.diagnosis import changes, measure
     from ssd.lab import world
 
@@ -94,8 +92,6 @@ def _flat(row: dict) -> dict:
 
 def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
     """(sample, arm, outcome) of every sample of each run, and the run's manifest."""
-    from ssd.samples import load_samples
-
     uris = samples.split(",")
     files = {"latest": [_beside(uri) for uri in uris], "none": ["none"] * len(uris)}.get(grades, grades.split(","))
     if len(files) != len(uris):

@@ -21,6 +21,7 @@ from ssd.markdown import escaped
 from ssd.records import Problem
 from ssd.report import figures
 from ssd.report.text import percent
+from ssd.samples import load_samples
 
 
 def evaluate(step: tracking.Step) -> None:
@@ -30,8 +31,6 @@ def evaluate(step: tracking.Step) -> None:
             f"arm={args.arm} is the untrained model, and model={args.model} was trained; give arm or model"
         )
     if args.samples != "none":
-        from ssd.samples import load_samples
-
         problems, drawn = records.read(step.path("problems"), Problem), load_samples(step.path("samples"))
         missing = {row.problem_id for row in problems} - {sample.problem_id for sample in drawn.samples}
         if missing:

@@ -149,10 +149,10 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
     requests = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 600, seed=0)
     forked = multiprocessing.get_context("fork")  # imports nothing again
     # Without a lock, which a killed process would hold for ever.
-    num_killed, stored, given = 0, 0, forked.RawValue("i", 0)
+    num_killed, num_stored, given = 0, 0, forked.RawValue("i", 0)
     while num_killed < 20:
         pending = sampling.pending(folder, requests, MANIFEST)
-        assert len(pending) == len(requests) - stored
+        assert len(pending) == len(requests) - num_stored
         given.value = 0
         sampler = forked.Process(target=sampling.sample, args=(Slow(given), pending, folder))
         sampler.start()
@@ -162,10 +162,10 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
         os.kill(sampler.pid, signal.SIGKILL)
         sampler.join()
         assert sampler.exitcode == -signal.SIGKILL
-        before, stored = stored, len(stored(folder))  # which reads every shard and refuses a sample twice
-        assert 0 <= given.value - (stored - before) <= 40 + 1
+        before, num_stored = num_stored, len(stored(folder))  # which reads every shard and refuses a sample twice
+        assert 0 <= given.value - (num_stored - before) <= 40 + 1
         num_killed += 1
-    assert 0 < stored < len(requests)
+    assert 0 < num_stored < len(requests)
     sampling.sample(Echo(), sampling.pending(folder, requests, MANIFEST), folder)
     found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in stored(folder)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in requests)
