@@ -32,6 +32,7 @@ from ssd.report import figures, page
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
+from ssd.tracking import reuse
 from ssd.verdict import decision
 from ssd.verdict.comparison import Arm, arm_of, compare_arms
 
@@ -136,7 +137,7 @@ def _table(measured: Measured) -> pa.Table:
     )
     said = {name: getattr(measured, name) for name in ("arms", "conditions", "base_model", "evaluated_on", "chosen_on")}
     said["arms"] = {name: dataclasses.asdict(arm) for name, arm in measured.arms.items()}
-    return rows.replace_schema_metadata({KEY: json.dumps(tracking.jsonable(said))})
+    return rows.replace_schema_metadata({KEY: json.dumps(records.jsonable(said))})
 
 
 def _of_file(path: str) -> Measured:
@@ -240,10 +241,10 @@ def _latest(args: argparse.Namespace) -> str:
     if not runs:
         base = parameters.preset_values(args.preset, "baseline")
         shared = {name: base[name] for name in evaluation.DECODING if name in base}
-        shared["problems"] = f"runs:/{tracking.launch('prepare', args.preset, {})}/final.parquet"
-        models = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
+        shared["problems"] = f"runs:/{reuse.launch('prepare', args.preset, {})}/final.parquet"
+        models = {"base": base["model"], "ssd-same-decoding": parameters.LATEST}
         for arm, model in models.items():
-            runs[arm] = tracking.launch("evaluate", args.preset, {"arm": arm, "model": model, **shared})
+            runs[arm] = reuse.launch("evaluate", args.preset, {"arm": arm, "model": model, **shared})
     return ",".join(f"{arm}=runs:/{run_id}" for arm, run_id in reversed(runs.items()))
 
 

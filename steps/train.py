@@ -46,7 +46,7 @@ def train(step: tracking.Step) -> None:
         mlflow.log_metrics(metrics, step=number, timestamp=logged_at[number])
 
     def log_checkpoint(folder: Path, artifact: str, number: int) -> None:
-        model_id = tracking.log_checkpoint(step, folder, artifact, number)
+        model_id = step.log_checkpoint(folder, artifact, number)
         # At the same time again, so that the run has each point once, and the model has it too.
         mlflow.log_metrics(history[number], step=number, timestamp=logged_at[number], model_id=model_id)
 

@@ -183,7 +183,7 @@ def test_groups_add_up_to_the_whole():
 def test_a_comparison_and_a_verdict_survive_their_files(tmp_path):
     made = found(ACCURACY)
     for name, content in (("verdict", made.verdict), ("comparison", made.comparison)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(tracking.jsonable(content), allow_nan=False))
+        (tmp_path / f"{name}.json").write_text(json.dumps(records.jsonable(content), allow_nan=False))
     assert read_files(tmp_path / "verdict.json", tmp_path / "comparison.json") == (made.verdict, made.comparison)
     with pytest.raises(ValueError, match="run -e compare again"):
         comparison_of({"arms": {}})

@@ -17,6 +17,7 @@ import torch
 from ssd import models, processes, records, tracking
 from ssd.lab import world
 from ssd.records import Grade, Problem
+from ssd.tracking.reuse import work_key
 
 pytestmark = pytest.mark.usefixtures("store")
 CANDIDATES = """
@@ -228,7 +229,7 @@ def test_arms_are_compared_pairwise_and_not_on_problems_that_a_choice_has_seen(
 
 def test_a_killed_run_goes_on_elsewhere_and_at_another_price_but_a_replay_is_of_its_own_recordings():
     def key(engine, price=0.0):
-        return tracking._key("sample", {"engine": engine, "gpu_hour_price": price, "n": 1})
+        return work_key("sample", {"engine": engine, "gpu_hour_price": price, "n": 1})
 
     assert key("openai:http://one:8000/v1") == key("openai:http://two:8000/v1,http://three:8000/v1", 2.5)
     assert key("vllm") == key("vllm:data_parallel_size=2") != key("openai:http://one:8000/v1")

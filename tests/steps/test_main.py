@@ -7,7 +7,8 @@ import sys
 import mlflow
 import pytest
 
-from ssd import evaluation, parameters, tracking
+from ssd import evaluation, parameters
+from ssd.tracking import reuse
 
 BEST = {
     "temperature": {"temperature": 0.8, "temperature_last": False},
@@ -32,7 +33,7 @@ def launched(request, tmp_path, monkeypatch) -> list[tuple[str, str, dict]]:
         calls.append((entry_point, run.info.run_id, parameters.preset_values(preset, entry_point) | overrides))
         return run.info.run_id
 
-    monkeypatch.setattr(tracking, "launch", launch)
+    monkeypatch.setattr(reuse, "launch", launch)
     monkeypatch.setattr(sys, "argv", ["main", "--preset", "lab", "--seed", "3", *request.param])
     runpy.run_module("steps.main", run_name="__main__")
     yield calls

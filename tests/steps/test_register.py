@@ -78,7 +78,7 @@ def compared(model: str, shares: dict[str, float], problems: str = "final-digest
             evaluated_on="final",
         )
         for name, content in (("verdict.json", verdict), ("comparison.json", found)):
-            mlflow.log_text(json.dumps(tracking.jsonable(content)), name)
+            mlflow.log_text(json.dumps(records.jsonable(content)), name)
     return f"runs:/{run.info.run_id}/verdict.json"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from ssd import tracking
+from ssd import records
 from ssd.stats.compare import Difference
 from ssd.verdict import decision
 from ssd.verdict.decision import PLAN, decide
@@ -194,7 +194,7 @@ def test_differences_on_other_problems_are_refused():
 def test_the_verdict_survives_json_with_null_for_what_is_undefined():
     alone = Difference(0.0, float("nan"), float("nan"), float("nan"), 1.0, 1, "sign-flip")
     result = decide({("control", "base"): alone}, chosen_on=CHOSEN, evaluated_on="final")
-    loaded = json.loads(json.dumps(tracking.jsonable(result), allow_nan=False))
+    loaded = json.loads(json.dumps(records.jsonable(result), allow_nan=False))
     assert loaded["findings"][0]["difference"] == {
         "value": 0.0,
         "se": None,

@@ -23,7 +23,7 @@ from ssd.lab import world
 from ssd.records import Problem
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUTAGE_S = 60
 
 

@@ -10,15 +10,17 @@ import mlflow
 import pytest
 
 from ssd import tracking
+from ssd.tracking import store
+from ssd.tracking.reuse import work_key
 
 
 def test_a_local_file_counts_by_what_it_holds(tmp_path):
     path = tmp_path / "grades.parquet"
     path.write_bytes(b"one")
-    before = tracking._key("power", {"grades": str(path)})
-    assert tracking._key("power", {"grades": str(path)}) == before
+    before = work_key("power", {"grades": str(path)})
+    assert work_key("power", {"grades": str(path)}) == before
     path.write_bytes(b"other")
-    assert tracking._key("power", {"grades": str(path)}) != before
+    assert work_key("power", {"grades": str(path)}) != before
 
 
 def test_files_in_a_list_and_behind_a_linked_folder_count_by_what_they_hold(tmp_path):
@@ -29,34 +31,32 @@ def test_files_in_a_list_and_behind_a_linked_folder_count_by_what_they_hold(tmp_
     keys = set()
     for content in ("one", "other ones"):
         path.write_text(content)
-        keys.add(tracking._key("prepare", {"train_sources": f"hendrycks_math, {path}"}))
-        keys.add(tracking._key("prepare", {"source_root": str(tmp_path / "mirror")}))
+        keys.add(work_key("prepare", {"train_sources": f"hendrycks_math, {path}"}))
+        keys.add(work_key("prepare", {"source_root": str(tmp_path / "mirror")}))
     assert len(keys) == 4
 
 
 def test_a_folder_that_is_called_like_an_arm_is_no_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = tracking._key("sample", {"arm": "ssd", "engine": "transformers"})
+    before = work_key("sample", {"arm": "ssd", "engine": "transformers"})
     (tmp_path / "ssd").mkdir()
     (tmp_path / "ssd" / "cache").write_text("made by Python")
-    assert tracking._key("sample", {"arm": "ssd", "engine": "transformers"}) == before
+    assert work_key("sample", {"arm": "ssd", "engine": "transformers"}) == before
 
 
 def test_where_samples_are_drawn_and_what_that_costs_is_no_part_of_the_work():
     common = {"n": 1, "gpu_hour_price": 0.0}
-    keys = {
-        tracking._key("sample", common | {"engine": place}) for place in ("openai:http://a/v1", "openai:http://b/v1")
-    }
-    assert len({*keys, tracking._key("sample", {"n": 1, "engine": "openai:http://a/v1", "gpu_hour_price": 3.0})}) == 1
-    assert tracking._key("sample", common | {"engine": "transformers"}) not in keys
-    assert tracking._key("search", {"storage": "local"}) == tracking._key("search", {"storage": "mlflow"})
+    keys = {work_key("sample", common | {"engine": place}) for place in ("openai:http://a/v1", "openai:http://b/v1")}
+    assert len({*keys, work_key("sample", {"n": 1, "engine": "openai:http://a/v1", "gpu_hour_price": 3.0})}) == 1
+    assert work_key("sample", common | {"engine": "transformers"}) not in keys
+    assert work_key("search", {"storage": "local"}) == work_key("search", {"storage": "mlflow"})
 
 
 forked = multiprocessing.get_context("fork")  # imports nothing again
 
 
 def start_run(uri: str) -> None:
-    tracking._prepare_store(uri)
+    store.prepare(uri)
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(experiment_id="0"):
         mlflow.log_param("a", 1)
@@ -65,7 +65,7 @@ def start_run(uri: str) -> None:
 def test_a_store_whose_making_was_killed_at_any_moment_is_made_by_the_next_process(tmp_path):
     uri, partial = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / ".mlflow.db.partial"
     for after_bytes in (0, 40_000, 200_000, 500_000):
-        maker = forked.Process(target=tracking._prepare_store, args=(uri,))
+        maker = forked.Process(target=store.prepare, args=(uri,))
         maker.start()
         while not partial.exists() or partial.stat().st_size < after_bytes:
             assert maker.is_alive()
@@ -109,7 +109,7 @@ class BreaksOff(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize(("num_broken", "is_read"), [(3, True), (99, False)])
 def test_an_artifact_whose_download_breaks_off_is_asked_for_again(tmp_path, monkeypatch, num_broken, is_read):
-    monkeypatch.setattr(tracking, "READ_PAUSES_S", (0.01,) * 4)
+    monkeypatch.setattr(store, "READ_PAUSES_S", (0.01,) * 4)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff) as server:
         server.num_asked, server.num_broken = 0, num_broken
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
