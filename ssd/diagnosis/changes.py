@@ -1,4 +1,4 @@
-"""What training changed at the positions measured by `diagnostics`, and what that is worth, with intervals.
+"""What training changed at the positions that `measure` read, and what that is worth, with intervals.
 
 Letters as there: N all positions, T texts, M positions sampled for the curves. Means are clustered by problem.
 """
