@@ -27,7 +27,8 @@ import torch
 
 import ssd.engines.vllm as backend
 from ssd import models, prompts, sampling
-from ssd.engines import Decoding, Request, requests_for
+from ssd.decoding import Decoding
+from ssd.engines.request import Request, requests_for
 from ssd.lab import model as lab_model
 from ssd.lab import world
 

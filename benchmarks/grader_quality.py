@@ -26,8 +26,8 @@ from pathlib import Path
 import math_verify
 
 from benchmarks.grading import real_golds
-from ssd import grading, writing
-from ssd.writing import last_box
+from ssd.grading import grader, writing
+from ssd.grading.writing import last_box
 
 DATA = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TARGETS = {"all": 0.98, "Math-Verify": 0.98, "inspect": 0.95, "OlympiadBench": 0.85}
@@ -65,7 +65,7 @@ def main() -> int:
     pairs = [
         (case["gold"], answer, tolerance(case), notation(case)) for case, answer in zip(cases, answers, strict=True)
     ]
-    verdicts = dict(grading.verify(sorted(set(pairs))))
+    verdicts = dict(grader.verify(sorted(set(pairs))))
     agreed = {"this grader": [(verdicts[pair] == "right") == case["expected"] for pair, case in zip(pairs, cases)]}
     for name, form in (("verify(parse, parse)", lambda text: text), ("both in $..$, equal strings first", in_dollars)):
         agreed[name] = [plain(case, form, first=form is in_dollars) == case["expected"] for case in cases]
@@ -177,7 +177,7 @@ def near_misses(golds: list[str]) -> list[str]:
         miss = near_miss(gold, rng)
         if miss and len(pairs) < NUM_NEAR_MISSES:
             pairs.add((gold, miss))
-    verdicts = dict(grading.verify(sorted(pairs)))
+    verdicts = dict(grader.verify(sorted(pairs)))
     right = [pair for pair, verdict in verdicts.items() if verdict == "right"]
     print(f"\n{len(pairs):,} near misses of real golds: {Counter(verdicts.values())}")
     if len(pairs) < NUM_NEAR_MISSES:

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import math_verify
 
-from ssd import grading, sources
+from ssd.data import sources
+from ssd.grading import grader
 from ssd.records import Problem, Sample
-from tests.test_grading import hostile_answers
+from tests.grading.test_grader import hostile_answers
 
 DATA = Path(os.environ.get("SSD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 SAMPLES_PER_PROBLEM = 8
@@ -72,7 +73,7 @@ def main() -> int:
         speed_up = statistics.median(b / a for a, b in zip(plain, two, strict=True))
         kept = statistics.median(b / a for a, b in zip(two, hostile, strict=True))
         gold = {problem.problem_id: problem.answer for problem in problems}
-        unique = len({(gold[s.problem_id], grading.extract(s.text, thinks=True)) for s in samples})
+        unique = len({(gold[s.problem_id], grader.extract(s.text, thinks=True)) for s in samples})
         rates = " | ".join(f"{statistics.median(each):,.0f}/s" for each in (plain, one, two))
         print(
             f"| {size:,} | {unique:,} | {rates} | {speed_up:.1f} | {statistics.median(hostile):,.0f}/s | {kept:.2f} |",
@@ -156,7 +157,7 @@ def rate(grade, problems: Sequence[Problem], samples: Sequence[Sample], *args) -
 
 
 def own(problems: Sequence[Problem], samples: Sequence[Sample], workers: int) -> None:
-    grading.grade(samples, problems, thinks=True, workers=workers)
+    grader.grade(samples, problems, thinks=True, workers=workers)
 
 
 def plain_loop(problems: Sequence[Problem], samples: Sequence[Sample]) -> None:

@@ -30,10 +30,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from ssd import overlap, records, sources, splits
+from ssd import records
+from ssd.data import overlap, sources, splits
+from ssd.data.words import answer_key, normalise_text
+from ssd.grading.writing import last_box
 from ssd.records import Problem
-from ssd.words import answer_key, normalise_text
-from ssd.writing import last_box
 
 SIZES = (10_000, 100_000, 860_000)
 CORES = (1, 2)
@@ -89,17 +90,17 @@ def speed(folder: Path, sizes: Sequence[int]) -> list[str]:
     print("| rows | cores | tool | seconds | rows/s | rows/s of CPU | peak GiB | pairs |\n|" + " ---: |" * 8)
     clustering = report("clusters", sizes[-1], CORES[-1], folder)
 
-    largest, missed = results["ssd.overlap", sizes[-1], CORES[-1]], []
+    largest, missed = results["ssd.data.overlap", sizes[-1], CORES[-1]], []
     if largest["seconds"] > MAX_SECONDS or largest["gib"] > MAX_GIB:
         missed.append(f"MISSED: {sizes[-1]:,} rows in {MAX_SECONDS} s and {MAX_GIB} GiB")
     for tool, cores in itertools.product(("rensa", "datasketch"), CORES):
-        ours, peer = (results[name, sizes[-1], cores]["seconds"] for name in ("ssd.overlap", tool))
+        ours, peer = (results[name, sizes[-1], cores]["seconds"] for name in ("ssd.data.overlap", tool))
         if peer <= ours:
             missed.append(f"MISSED: faster than {tool} at {sizes[-1]:,} rows on {cores} cores")
     for kind, least in MIN_RECALL.items():
         if largest["recall"][kind] < least:
             missed.append(f"MISSED: recall of {kind} {largest['recall'][kind]:.3f}, at least {least}")
-    a_row = [results["ssd.overlap", size, CORES[-1]]["seconds"] / size for size in sizes[-2:]]
+    a_row = [results["ssd.data.overlap", size, CORES[-1]]["seconds"] / size for size in sizes[-2:]]
     if a_row[-1] > MAX_SLOWDOWN * a_row[0]:
         missed.append(f"MISSED: linear cost, a row takes {a_row[-1] / a_row[0]:.2f} times as long in the largest set")
     if clustering["seconds"] > MAX_CLUSTERING_SECONDS or clustering["gib"] > MAX_CLUSTERING_GIB:
@@ -212,7 +213,7 @@ def with_datasketch(train: Sequence[Problem], evaluation: Sequence[Problem], num
 
 TOOLS: dict[str, Callable[[Sequence[Problem], Sequence[Problem], int], tuple[set[str] | None, int]]] = {
     "tokenise only": tokenise_only,
-    "ssd.overlap": with_overlap,
+    "ssd.data.overlap": with_overlap,
     "rensa": with_rensa,
     "datasketch": with_datasketch,
     "clusters": with_clusters,

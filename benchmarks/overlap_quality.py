@@ -23,10 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.overlap import EVALUATION, read_base, words
-from ssd import overlap, sources
-from ssd.overlap import PRECISION_FIRST, RECALL_FIRST, OperatingPoint
+from ssd.data import overlap, sources
+from ssd.data.overlap import PRECISION_FIRST, RECALL_FIRST, OperatingPoint
+from ssd.data.words import answer_key
 from ssd.records import Problem
-from ssd.words import answer_key
 
 FLAGS = Path(__file__).resolve().parents[1] / "docs" / "overlap_flags.csv"
 NUM_READ = 100

@@ -32,9 +32,12 @@ import pyarrow.parquet as pq
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from ssd import grading, parameters, records, report
-from ssd.engines import Decoding
+from ssd import parameters, records
+from ssd.decoding import Decoding
+from ssd.grades import correct_matrix
+from ssd.grading import grader
 from ssd.lab import world
+from ssd.report.text import percent, points
 from ssd.stats import compare, estimate
 
 T_TRAIN = (0.7, 1.0, 1.5)
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         drawn = sampler.generate(held_out, decodings, args.n, args.seed + 1, folder / f"evaluate-{name}")
         cells = []
         for t_eval, generated in zip(T_EVAL, drawn.values()):
-            ids, correct_PS = grading.correct(grading.grade(generated.samples, held_out, generated.manifest["thinks"]))
+            ids, correct_PS = correct_matrix(grader.grade(generated.samples, held_out, generated.manifest["thinks"]))
             cells.append(
                 pa.table(
                     {"t_train": [t_train] * len(ids), "top_p": [top_p] * len(ids), "t_eval": [t_eval] * len(ids),
@@ -124,10 +127,10 @@ def describe(path: Path) -> str:
     lines += ["", "| cells | ceiling | minus untruncated | minus untrained |", "| --- | --- | --- | --- |"]
     for name, ceiling_PS in ceilings.items():
         against = [
-            report.points(compare.paired(ceiling_PS, ceilings[other])) if other in ceilings.keys() - {name} else ""
+            points(compare.paired(ceiling_PS, ceilings[other])) if other in ceilings.keys() - {name} else ""
             for other in ("top-p 1", UNTRAINED)
         ]
-        lines.append(f"| {name} | {report.percent(estimate.mean(ceiling_PS))} | {' | '.join(against)} |")
+        lines.append(f"| {name} | {percent(estimate.mean(ceiling_PS))} | {' | '.join(against)} |")
     _draw(correct, of_top_p, untrained, path.with_suffix(".png"))
     return "\n".join(lines)
 

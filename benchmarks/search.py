@@ -31,9 +31,11 @@ import optuna
 from optuna.distributions import FloatDistribution
 from scipy import special
 
-from ssd import grading, report, sampling, search
-from ssd.engines import Decoding
+from ssd import sampling, search
+from ssd.decoding import Decoding
+from ssd.grading import grader
 from ssd.lab import world
+from ssd.report.text import percent, points
 from ssd.search import Attempt, Space
 from ssd.stats import compare, estimate
 
@@ -290,7 +292,7 @@ def against_the_labs_grid(model: str, num_trials: int) -> int:
             # A decoding that is tried again, on fewer problems, finds the samples of more.
             wanted = {problem.problem_id for problem in part}
             found = [sample for sample in found if sample.problem_id in wanted]
-            right = {(g.problem_id, g.sample_index): g.outcome == "right" for g in grading.grade(found, part, True)}
+            right = {(g.problem_id, g.sample_index): g.outcome == "right" for g in grader.grade(found, part, True)}
             return np.array([[right[problem.problem_id, s] for s in range(n)] for problem in part], float)
 
         def attempt(_, params, best_PS):
@@ -309,8 +311,8 @@ def against_the_labs_grid(model: str, num_trials: int) -> int:
             difference = compare.paired(again["ours"], again["grid"])
             met &= difference.value >= -WITHIN
             for name, params in chosen.items():
-                value = report.percent(estimate.mean(again[name]))
-                shown = report.points(difference) if name == "ours" else ""
+                value = percent(estimate.mean(again[name]))
+                shown = points(difference) if name == "ours" else ""
                 print(
                     f"| {family} | {name} | {samples[name]:,} | {Decoding(**params)} | {value} | {shown} |", flush=True
                 )

@@ -5,23 +5,24 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 import pyarrow as pa
 
-from ssd import grading, records, report, tracking
-from ssd.engines import Decoding
+from ssd import records, tracking
+from ssd.decoding import Decoding
+from ssd.grades import correct_matrix, correctness_table, health, outcome_counts
+from ssd.grading import grader
+from ssd.grading.writing import normalise
 from ssd.markdown import escaped
 from ssd.records import Grade, Problem, Sample
+from ssd.report import figures
+from ssd.report.text import estimate_tables, percent
+from ssd.samples import Generated
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
 from ssd.tracking import Step
-from ssd.writing import normalise
-
-if TYPE_CHECKING:
-    from ssd import sampling
 
 DECODING = tuple(field.name for field in dataclasses.fields(Decoding))
 
@@ -34,7 +35,7 @@ def decoding(args: argparse.Namespace) -> Decoding:
 
 def generate(
     step: Step, decodings: Mapping[str, Decoding], closes: bool = False
-) -> tuple[list[Problem], dict[str, "sampling.Generated"]]:
+) -> tuple[list[Problem], dict[str, Generated]]:
     """The problems that the step's parameters name, and its model's samples of them at each of `decodings`.
 
     `closes` is whether the GPU is to be free again, for another model.
@@ -56,7 +57,7 @@ def engine(args: argparse.Namespace) -> str:
     return name + colon + tracking.local_path(place)
 
 
-def log_generation(step: Step, generated: "sampling.Generated") -> None:
+def log_generation(step: Step, generated: Generated) -> None:
     """Log to the active run how long the samples are and, where they were drawn now, what that took."""
     samples, drawn = generated.samples, generated.drawn
     lengths = np.array([len(sample.token_ids) for sample in samples])
@@ -73,19 +74,19 @@ def log_generation(step: Step, generated: "sampling.Generated") -> None:
             took |= {"gpu_hours": drawn.gpu_hours} | ({"gpu_cost": price * drawn.gpu_hours} if price else {})
         mlflow.log_metrics(took)
     finished_s, num_tokens = (drawn.finished_s, drawn.num_tokens) if drawn else ([], [])
-    mlflow.log_figure(report.generation(by_reason, finished_s, num_tokens), "figures/generation.png")
+    mlflow.log_figure(figures.generation(by_reason, finished_s, num_tokens), "figures/generation.png")
 
 
 def log(
     step: Step,
     arm: str,
     problems: Sequence[Problem],
-    generated: "sampling.Generated",
+    generated: Generated,
     grades: Sequence[Grade] | None = None,
 ) -> Estimate:
     """Grade the samples, unless `grades` are given, and log to the active run what they say of `arm`: its pass@1."""
     samples, manifest, decoded = generated.samples, generated.manifest, generated.decoding
-    grades = grades or grading.grade(samples, problems, manifest["thinks"])
+    grades = grades or grader.grade(samples, problems, manifest["thinks"])
     estimates, groups = _estimates(problems, samples, grades)
     estimate = estimates["pass_at_1"]
     args, run = step.args, mlflow.active_run()
@@ -101,14 +102,14 @@ def log(
     mlflow.log_metrics(metrics, step=number, model_id=logged_model, dataset=dataset)
     mlflow.log_metrics({"num_problems": estimate.n, "num_samples": len(samples)})
     log_generation(step, generated)
-    mlflow.log_metrics({f"num_{outcome}": count for outcome, count in grading.outcome_counts(grades).items()})
+    mlflow.log_metrics({f"num_{outcome}": count for outcome, count in outcome_counts(grades).items()})
     if run.info.run_id != step.run_id:
         mlflow.log_params({key: str(value) for key, value in dataclasses.asdict(decoded).items()})
     folder = step.work / run.info.run_id
     records.write(folder / "samples" / "samples.parquet", Sample, samples)
     (folder / "samples" / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     records.write(folder / "grades.parquet", Grade, grades)
-    correctness = grading.correctness(problems, grades)
+    correctness = correctness_table(problems, grades)
     records.write_table(folder / "correctness.parquet", pa.table(correctness))
     mlflow.log_artifacts(str(folder))
     mlflow.log_table(correctness, "correctness.json")
@@ -118,15 +119,15 @@ def log(
         "prompt": manifest["prompt"],
         "max_tokens": decoded.max_tokens,
         "engine": manifest["engine"],
-        "grader": grading.version(),
+        "grader": grader.version(),
     }
     mlflow.set_tags({"ssd.conditions": json.dumps(conditions), "arm": arm, "split": name})
     description = (
-        f"pass@1 **{report.percent(estimate)}** on {estimate.n:,} problems of {escaped(name)} "
+        f"pass@1 **{percent(estimate)}** on {estimate.n:,} problems of {escaped(name)} "
         f"({len(samples) // estimate.n} samples each) at {escaped(decoded)}.\n\n"
-        + ", ".join(f"{outcome} {count:,}" for outcome, count in grading.outcome_counts(grades).items())
+        + ", ".join(f"{outcome} {count:,}" for outcome, count in outcome_counts(grades).items())
         + "\n\n"
-        + report.estimates(estimates, groups)
+        + estimate_tables(estimates, groups)
     )
     step.describe(f"{arm} · {name} · {decoded}", description)
     return estimate
@@ -136,7 +137,7 @@ def _estimates(
     problems: Sequence[Problem], samples: Sequence[Sample], grades: Sequence[Grade]
 ) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
     """What the grades say, by name of metric, and pass@1 by source and by level."""
-    ids, correct_PS = grading.correct(grades)
+    ids, correct_PS = correct_matrix(grades)
     k = correct_PS.shape[1]
     found = {"pass_at_1": estimating.mean(correct_PS)}
     if k > 1:
@@ -144,7 +145,7 @@ def _estimates(
         answers_PS = [[normalise(row.answer) for row in ordered[i : i + k]] for i in range(0, len(ordered), k)]
         found[f"pass_at_{k}"] = estimating.pass_at_k(correct_PS, k)
         found[f"majority_at_{k}"] = estimating.majority_at_k(answers_PS, correct_PS)
-    for name, values_PS in grading.health(samples, grades)._asdict().items():
+    for name, values_PS in health(samples, grades)._asdict().items():
         found[name] = (estimating.quantity if name == "tokens_per_sample" else estimating.mean)(values_PS)
     by_id = {problem.problem_id: problem for problem in problems}
     groups = {

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 
+LATEST = "latest"  # an input: the newest finished run of the upstream step
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("sample control", "evaluate search")  # sections of a preset over those of their entry point
 # An arm is no path, whatever folder has its name.

@@ -10,10 +10,11 @@ import dataclasses
 import fcntl
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal, TypeVar, get_args
+from typing import IO, Any, Literal, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +102,27 @@ SCHEMAS: dict[type, pa.Schema] = {
         ]
     ),
 }
+
+
+def difficulty(level: str) -> float:
+    """The first number in a level, -1 where it has none."""
+    number = re.search(r"\d+(\.\d+)?", level)
+    return float(number[0]) if number else -1.0
+
+
+def jsonable(content: Any) -> Any:
+    """`content` as JSON values: named tuples and dataclasses become objects, what is not finite becomes null."""
+    if dataclasses.is_dataclass(content):
+        content = dataclasses.asdict(content)
+    if hasattr(content, "_asdict"):
+        content = content._asdict()
+    if isinstance(content, Mapping):
+        return {str(key): jsonable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple | set | frozenset):
+        return [jsonable(value) for value in content]
+    if hasattr(content, "item"):
+        content = content.item()
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def table(kind: type[Record], records: Iterable[Record]) -> pa.Table:

@@ -7,64 +7,25 @@ with another manifest, or beside a living one, it is refused.
 import dataclasses
 import gc
 import json
-import math
 import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from ssd import models, prompts, records
-from ssd.engines import Decoding, Engine, Request, kind, open_engine, requests_for
+from ssd.decoding import Decoding
+from ssd.engines.opening import kind, open_engine
+from ssd.engines.request import Engine, Request, requests_for
 from ssd.records import Problem, Sample
+from ssd.samples import MANIFEST, Drawn, Generated, load_samples, read_manifest, sample_key
 
 FLUSH_SAMPLES = 256
 FLUSH_S = 30.0
-MANIFEST = "manifest.json"
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}{postfix}]"
-
-
-class Drawn(NamedTuple):
-    """What one process drew: when each of its samples ended, in seconds since it began, and of how many tokens."""
-
-    finished_s: list[float]
-    num_tokens: list[int]
-    num_gpus: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(self.num_tokens) / self.finished_s[-1]
-
-    @property
-    def gpu_hours(self) -> float:
-        """NaN where the engine does not know how many GPUs it kept busy."""
-        return self.num_gpus * self.finished_s[-1] / 3600
-
-    @property
-    def tail_share(self) -> float:
-        """Share of the time in which a tenth of the samples or less was left, and a GPU may have had too few."""
-        return 1 - self.finished_s[math.ceil(0.9 * len(self.finished_s)) - 1] / self.finished_s[-1]
-
-
-class Generated(NamedTuple):
-    """Samples in order of problem id and sample index, and the manifest of what made them.
-
-    `manifest` holds `model` (digest), `prompt`, `thinks` (the prompt opens the thinking, so that an answer counts only
-    after it), `engine` (its kind), `seed`, `n`, `decoding` and `code`. `drawn` is this process's own part, None where
-    it drew nothing.
-    """
-
-    samples: list[Sample]
-    manifest: dict
-    drawn: Drawn | None = None
-
-    @property
-    def decoding(self) -> Decoding:
-        return Decoding(**self.manifest["decoding"])
 
 
 class Sampler:
@@ -142,36 +103,11 @@ def generate(
     return generated
 
 
-def load(folder: Path) -> Generated:
-    """What an earlier run has drawn into `folder`."""
-    file = folder / MANIFEST
-    if not file.exists():
-        raise ValueError(f"{folder} has no {MANIFEST}; give the samples/ of a run of sample, baseline or evaluate")
-    manifest = _manifest(file)
-    try:
-        missing = {"model", "prompt", "thinks", "engine", "seed", "n"} - manifest.keys()
-        if missing:
-            raise ValueError(f"it does not say {min(missing)}")
-        Decoding(**manifest.get("decoding", {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not what a run wrote ({error}); copy the folder again") from error
-    return Generated(stored(folder), manifest)
-
-
-def _manifest(file: Path) -> dict:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{file} holds no JSON object ({error}); copy the folder again, or remove it to draw its samples anew"
-        ) from error
-
-
 def completed(folder: Path, requests: Sequence[Request]) -> Generated:
     """What `folder` holds of `requests`, each once; ValueError where one is missing."""
-    generated = load(folder)
-    asked = {_key(request) for request in requests}
-    samples = [sample for sample in generated.samples if _key(sample) in asked]
+    generated = load_samples(folder)
+    asked = {sample_key(request) for request in requests}
+    samples = [sample for sample in generated.samples if sample_key(sample) in asked]
     if len(samples) < len(asked):
         raise ValueError(
             f"{folder} holds {len(samples):,} of the {len(asked):,} samples that were asked for: files were removed "
@@ -191,7 +127,7 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if path.exists():
-        begun = _manifest(path)
+        begun = read_manifest(path)
         differs = sorted(key for key in begun.keys() | manifest.keys() if begun.get(key) != manifest.get(key))
         if differs:
             key = differs[0]
@@ -204,18 +140,7 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
         partial.write_text(json.dumps(dict(manifest), indent=1, sort_keys=True))
         partial.replace(path)
     done = records.ids(folder)
-    return [request for request in requests if _key(request) not in done]
-
-
-def stored(folder: Path) -> list[Sample]:
-    """Samples in `folder`, in order of problem id and sample index, so that equal content is equal order."""
-    if not any(folder.glob("*.parquet")):
-        return []
-    return sorted(records.read(folder, Sample), key=_key)
-
-
-def _key(row: Request | Sample) -> tuple[str, int]:
-    return row.problem_id, row.sample_index
+    return [request for request in requests if sample_key(request) not in done]
 
 
 def sample(
@@ -228,16 +153,16 @@ def sample(
     finished_s, num_tokens, total, num_cut_off = [], [], 0, 0
     with records.alone(folder), _Shards(folder) as shards:
         stored_since = records.ids(folder)
-        requests = [request for request in requests if _key(request) not in stored_since]
-        awaited = {_key(request) for request in requests}
+        requests = [request for request in requests if sample_key(request) not in stored_since]
+        awaited = {sample_key(request) for request in requests}
         bar = tqdm(total=num_stored + len(requests), initial=num_stored, desc=description, mininterval=1)
         bar.bar_format = BAR_FORMAT
         with bar:
             began = time.monotonic()
             for completion in engine.generate(requests):
-                if _key(completion) not in awaited:
-                    raise RuntimeError(f"the engine gave {_key(completion)} twice, or without being asked for it")
-                awaited.remove(_key(completion))
+                if sample_key(completion) not in awaited:
+                    raise RuntimeError(f"the engine gave {sample_key(completion)} twice, or without being asked for it")
+                awaited.remove(sample_key(completion))
                 shards.add(completion)
                 finished_s.append(time.monotonic() - began)
                 num_tokens.append(len(completion.token_ids))

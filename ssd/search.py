@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import special
 from scipy.stats import qmc
 
-from ssd import parameters, processes, splits
+from ssd import parameters, processes
+from ssd.data import splits
 from ssd.records import Problem
 from ssd.stats import compare, sequential, surface
 

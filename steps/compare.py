@@ -24,13 +24,17 @@ import pyarrow.parquet as pq
 from mlflow.entities import Run
 from numpy.typing import NDArray
 
-from ssd import decision, evaluation, evidence, grading, page, parameters, records, report, tracking
-from ssd.engines import Decoding
-from ssd.evidence import Arm
+from ssd import evaluation, parameters, records, tracking
+from ssd.decoding import Decoding
+from ssd.grades import correct_matrix
 from ssd.records import Grade, Problem
+from ssd.report import figures, page
 from ssd.stats import compare as comparing
 from ssd.stats.estimate import Estimate
 from ssd.stats.power import Cost
+from ssd.tracking import reuse
+from ssd.verdict import decision
+from ssd.verdict.comparison import Arm, arm_of, compare_arms
 
 SETS = ("train", "val", "quick", "final")
 HEALTH = ("think_close_rate", "boxed_answer_rate", "length_stop_rate", "timed_out_rate", "tokens_per_sample")
@@ -72,7 +76,7 @@ def compare(step: tracking.Step) -> None:
     read = ",".join(sorted(f"{name}={arm.run_id}" for name, arm in arms.items()))
     mlflow.set_tags({"ssd.problems": conditions["problems"], "ssd.arms": read, "ssd.base_model": measured.base_model})
     num_earlier_reads = len(tracking.reads(conditions["problems"]) - {read})
-    comparison = evidence.compare(arms, correct, measured.sources_P, measured.levels_P, conditions, measured.chosen_on)
+    comparison = compare_arms(arms, correct, measured.sources_P, measured.levels_P, conditions, measured.chosen_on)
     verdict = decision.decide(
         {(arm, against): comparing.paired(correct[arm], correct[against]) for arm, against in present},
         chosen_on={"decoding": measured.chosen_on, "checkpoint": measured.chosen_on},
@@ -89,8 +93,8 @@ def compare(step: tracking.Step) -> None:
             {name: difference.value, f"{name}_ci_low": difference.ci_low, f"{name}_ci_high": difference.ci_high,
              f"{name}_p_value": difference.p_value, f"{name}_p_adjusted": finding.p_adjusted}
         )  # fmt: skip
-    mlflow.log_figure(report.forest(comparison.pass_at_1, comparison.against_base), "figures/arms.png")
-    mlflow.log_figure(report.claims(verdict.findings), "figures/claims.png")
+    mlflow.log_figure(figures.forest(comparison.pass_at_1, comparison.against_base), "figures/arms.png")
+    mlflow.log_figure(figures.claims(verdict.findings), "figures/claims.png")
     step.describe(f"compare · {verdict.promotion}", page.comparison(comparison, verdict), verdict=verdict.promotion)
 
 
@@ -107,7 +111,7 @@ def _of_runs(step: tracking.Step) -> Measured:
     ids, correct = [], {}
     for arm, run in runs.items():
         grades = records.read(tracking.local_path(f"runs:/{run.info.run_id}/grades.parquet"), Grade)
-        arm_ids, correct[arm] = grading.correct(grades)
+        arm_ids, correct[arm] = correct_matrix(grades)
         if arm_ids != (ids := ids or arm_ids):
             raise ValueError(
                 f"arm {arm} (run {run.info.run_id}) was graded on other problems than the arms before; evaluate again"
@@ -133,14 +137,14 @@ def _table(measured: Measured) -> pa.Table:
     )
     said = {name: getattr(measured, name) for name in ("arms", "conditions", "base_model", "evaluated_on", "chosen_on")}
     said["arms"] = {name: dataclasses.asdict(arm) for name, arm in measured.arms.items()}
-    return rows.replace_schema_metadata({KEY: json.dumps(tracking.jsonable(said))})
+    return rows.replace_schema_metadata({KEY: json.dumps(records.jsonable(said))})
 
 
 def _of_file(path: str) -> Measured:
     try:
         rows = pq.read_table(path)
         said = json.loads(rows.schema.metadata[KEY])
-        arms = {name: evidence.arm_of(arm) for name, arm in said.pop("arms").items()}
+        arms = {name: arm_of(arm) for name, arm in said.pop("arms").items()}
         correct = {name: np.array(rows[name].to_pylist(), dtype=float) for name in arms}
         problems = [rows[name].to_pylist() for name in ("problem_id", "source", "level")]
         measured = Measured(arms, correct, *problems, **said)
@@ -237,10 +241,10 @@ def _latest(args: argparse.Namespace) -> str:
     if not runs:
         base = parameters.preset_values(args.preset, "baseline")
         shared = {name: base[name] for name in evaluation.DECODING if name in base}
-        shared["problems"] = f"runs:/{tracking.launch('prepare', args.preset, {})}/final.parquet"
-        models = {"base": base["model"], "ssd-same-decoding": tracking.LATEST}
+        shared["problems"] = f"runs:/{reuse.launch('prepare', args.preset, {})}/final.parquet"
+        models = {"base": base["model"], "ssd-same-decoding": parameters.LATEST}
         for arm, model in models.items():
-            runs[arm] = tracking.launch("evaluate", args.preset, {"arm": arm, "model": model, **shared})
+            runs[arm] = reuse.launch("evaluate", args.preset, {"arm": arm, "model": model, **shared})
     return ",".join(f"{arm}=runs:/{run_id}" for arm, run_id in reversed(runs.items()))
 
 

@@ -18,29 +18,33 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 
-from ssd import evaluation, mechanism, records, report, tracking
-from ssd.engines import Decoding
+from ssd import evaluation, records, tracking
+from ssd.decoding import Decoding
+from ssd.diagnosis import mechanism
 from ssd.markdown import escaped
 from ssd.records import Grade
+from ssd.report import figures
+from ssd.samples import load_samples
 
 MAX_STORED_POSITIONS = 200_000
 UNTRUNCATED = Decoding()
 
 
 def diagnose(step: tracking.Step) -> None:
-    from ssd import changes, diagnostics, driver, models  # torch takes seconds to load
+    from ssd import driver, models  # torch takes seconds to load
+    from ssd.diagnosis import changes, measure
     from ssd.lab import world
 
     args = step.args
     driver.check()
-    truncation, rules = evaluation.decoding(args), diagnostics.Rules()
+    truncation, rules = evaluation.decoding(args), measure.Rules()
     folders = {name: str(step.path(name)) for name in ("base", "model", "control") if getattr(args, name) != "none"}
     for folder in folders.values():
         models.load_tokenizer(folder)  # its errors come before the weights are loaded
     carriers = _carriers(args.samples, args.grades)
-    texts = [diagnostics.Text(*row) for rows, _ in carriers for row in rows]
-    texts = diagnostics.choose(texts, args.num_texts, args.seed)
-    measured = diagnostics.measure(folders, texts, truncation, rules, args.seed)
+    texts = [measure.Text(*row) for rows, _ in carriers for row in rows]
+    texts = measure.choose(texts, args.num_texts, args.seed)
+    measured = measure.measure(folders, texts, truncation, rules, args.seed)
 
     tokenizer, base = models.load_tokenizer(folders["base"]), models.digest(folders["base"])
     from_base = {id(row[0]) for rows, manifest in carriers if _is_plain(manifest, base) for row in rows}
@@ -63,11 +67,11 @@ def diagnose(step: tracking.Step) -> None:
     kept_M = np.sort(order[:MAX_STORED_POSITIONS])
     columns = changes.positions(measured, kept_M) | ({} if truth_N is None else {"truth": truth_N[kept_M]})
     step.log_table("positions.parquet", pa.table(columns))
-    mlflow.log_figure(report.curves(curves, diagnostics.EVAL_TEMPERATURES), "figures/curves.png")
-    mlflow.log_figure(report.changes(found["changes"]), "figures/changes.png")
+    mlflow.log_figure(figures.curves(curves, measure.EVAL_TEMPERATURES), "figures/curves.png")
+    mlflow.log_figure(figures.changes(found["changes"]), "figures/changes.png")
     mlflow.log_metrics({"num_texts": found["num_texts"], "num_positions": found["num_positions"]})
     for row in found["changes"]:
-        if row["group"] in diagnostics.CLASSES and row["quantity"] in ("kept_mass", "entropy", "tail_mass"):
+        if row["group"] in measure.CLASSES and row["quantity"] in ("kept_mass", "entropy", "tail_mass"):
             name = f"{row['group']}_{row['quantity']}_{row['model']}_minus_{row['against']}"
             value = row["estimate"]
             if np.isfinite(value.se):
@@ -88,8 +92,6 @@ def _flat(row: dict) -> dict:
 
 def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
     """(sample, arm, outcome) of every sample of each run, and the run's manifest."""
-    from ssd import sampling
-
     uris = samples.split(",")
     files = {"latest": [_beside(uri) for uri in uris], "none": ["none"] * len(uris)}.get(grades, grades.split(","))
     if len(files) != len(uris):
@@ -98,7 +100,7 @@ def _carriers(samples: str, grades: str) -> list[tuple[list[tuple], dict]]:
         )
     found = []
     for uri, file in zip(uris, files):
-        generated = sampling.load(Path(tracking.local_path(uri)))
+        generated = load_samples(Path(tracking.local_path(uri)))
         rows = [] if file == "none" else records.read(tracking.local_path(file), Grade)
         outcome_of = {(row.problem_id, row.sample_index): row.outcome for row in rows}
         arm, own = tracking.tag_of(uri, "arm", uri), generated.samples

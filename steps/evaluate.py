@@ -16,9 +16,12 @@ from pathlib import Path
 
 import mlflow
 
-from ssd import evaluation, parameters, records, report, tracking
+from ssd import evaluation, parameters, records, tracking
 from ssd.markdown import escaped
 from ssd.records import Problem
+from ssd.report import figures
+from ssd.report.text import percent
+from ssd.samples import load_samples
 
 
 def evaluate(step: tracking.Step) -> None:
@@ -28,9 +31,7 @@ def evaluate(step: tracking.Step) -> None:
             f"arm={args.arm} is the untrained model, and model={args.model} was trained; give arm or model"
         )
     if args.samples != "none":
-        from ssd import sampling
-
-        problems, drawn = records.read(step.path("problems"), Problem), sampling.load(step.path("samples"))
+        problems, drawn = records.read(step.path("problems"), Problem), load_samples(step.path("samples"))
         missing = {row.problem_id for row in problems} - {sample.problem_id for sample in drawn.samples}
         if missing:
             raise ValueError(
@@ -73,10 +74,10 @@ def _by_step(step: tracking.Step) -> None:
             name = f"{step.args.arm} · step {number} · {decoding}"
             mlflow.set_tags({"ssd.checkpoint_step": number, "mlflow.runName": name})
         mlflow.log_metric("pass_at_1_by_step", estimates[number].value, step=number)
-    mlflow.log_figure(report.by_step({step.args.arm: estimates}), "figures/by_step.png")
+    mlflow.log_figure(figures.by_step({step.args.arm: estimates}), "figures/by_step.png")
     step.log_json("by_step.json", {"decoding": str(decoding), "estimates": estimates})
     table = ["| training step | pass@1 |", "| ---: | --- |"]
-    table += [f"| {number} | {report.percent(estimate)} |" for number, estimate in estimates.items()]
+    table += [f"| {number} | {percent(estimate)} |" for number, estimate in estimates.items()]
     note = f"\n\n{estimates[0].n:,} problems at {escaped(decoding)}; step 0 is the model before training."
     step.describe(f"{step.args.arm} · by training step · {decoding}", "\n".join(table) + note, arm=step.args.arm)
     mlflow.set_tags({"ssd.checkpoints_of": run.info.run_id, "split": Path(step.args.problems).stem})
@@ -99,11 +100,9 @@ def _choose(step: tracking.Step) -> None:
         for family in families
     }
     step.log_json("decodings.json", {"candidates": rows, "best": best})
-    mlflow.log_figure(report.candidates(rows), "figures/decodings.png")
+    mlflow.log_figure(figures.candidates(rows), "figures/decodings.png")
     table = ["| family | best decoding | pass@1 on these problems |", "| --- | --- | --- |"]
-    table += [
-        f"| {escaped(f)} | {escaped(row['decoding'])} | {report.percent(row['estimate'])} |" for f, row in best.items()
-    ]
+    table += [f"| {escaped(f)} | {escaped(row['decoding'])} | {percent(row['estimate'])} |" for f, row in best.items()]
     note = "\n\nChosen on these problems, so these figures are no result on them."
     step.describe(f"{args.arm} · choose among {len(rows)} decodings", "\n".join(table) + note, arm=args.arm)
 

@@ -10,15 +10,17 @@ import math
 
 import mlflow
 
-from ssd import grading, records, report, tracking
+from ssd import records, tracking
+from ssd.grades import correct_matrix
 from ssd.records import Grade
+from ssd.report import figures
 from ssd.stats import power as planning
 from ssd.stats import variance
 
 
 def power(step: tracking.Step) -> None:
     args = step.args
-    _, correct_PS = grading.correct(records.read(step.path("grades"), Grade))
+    _, correct_PS = correct_matrix(records.read(step.path("grades"), Grade))
     parts = variance.components(correct_PS)
     if parts.k < 2:
         raise ValueError(f"grades={args.grades} has one sample a problem; the variance needs -e baseline with n >= 2")
@@ -58,7 +60,7 @@ def power(step: tracking.Step) -> None:
     )  # fmt: skip
     mlflow.log_metrics({"detectable_effect_ci_low": low, "detectable_effect_ci_high": high})
     mlflow.log_metrics({"detectable_effect": detectable, "needed_problems": needed[1], "num_problems": n})
-    mlflow.log_figure(report.detectable(n, budget, variances, args.delta, plan), "figures/power.png")
+    mlflow.log_figure(figures.detectable(n, budget, variances, args.delta, plan), "figures/power.png")
     omega2_low, *within_high = _planned(parts.total, parts.between_share_ci_low)
     if parts.between_share_ci_low <= 0:
         advice = "no difference between problems can be seen"

@@ -16,10 +16,13 @@ from pathlib import Path
 import mlflow
 import pyarrow as pa
 
-from ssd import grading, overlap, parameters, records, report, sources, splits, tracking
+from ssd import parameters, records, tracking
+from ssd.data import overlap, sources, splits
+from ssd.grading import grader
 from ssd.lab import world
 from ssd.markdown import escaped
 from ssd.records import Problem
+from ssd.report import figures
 from ssd.stats import power
 
 UNUSABLE = "answer the grader cannot use"
@@ -79,9 +82,9 @@ def prepare(step: tracking.Step) -> None:
     funnel = {name: _funnel(source, parts) for name, source in loaded.items()}
     step.log_json("sources.json", funnel)
     if funnel:
-        mlflow.log_figure(report.funnel(funnel), "figures/sources.png")
+        mlflow.log_figure(figures.funnel(funnel), "figures/sources.png")
     if any(problem.level for problem in [*parts.train, *parts.val]):
-        mlflow.log_figure(report.difficulty({name: getattr(parts, name) for name in SETS}), "figures/difficulty.png")
+        mlflow.log_figure(figures.difficulty({name: getattr(parts, name) for name in SETS}), "figures/difficulty.png")
     summary = _summary(args, parts, funnel)
     mlflow.log_text(_card(args, loaded, summary), "data_card.md")
     run = mlflow.active_run().info
@@ -122,9 +125,9 @@ def _loaded(args, names: Iterable[str]) -> dict[str, sources.Loaded]:
     if count > 1:
         raise ValueError(f"{count} sources are called {called}, and their problems would be mixed up; rename a file")
     loaded = {name: sources.load(name, args.source_root) for name in names}
-    usable = grading.gradable(problem.answer for source in loaded.values() for problem in source.problems)
+    usable = grader.gradable(problem.answer for source in loaded.values() for problem in source.problems)
     # Once more, with little to do: which problems are kept must not hang on how busy the machine was.
-    usable |= grading.gradable(answer for answer, is_usable in usable.items() if not is_usable)
+    usable |= grader.gradable(answer for answer, is_usable in usable.items() if not is_usable)
     for name, source in loaded.items():
         problems = [problem for problem in source.problems if usable[problem.answer]]
         unusable = [(problem, UNUSABLE) for problem in source.problems if not usable[problem.answer]]
@@ -166,12 +169,12 @@ def _removed(parts: splits.Splits) -> set[str]:
 def _funnel(source: sources.Loaded, parts: splits.Splits) -> dict[str, int]:
     """What became of the rows of a source; all but `rows` add up to it."""
     counts = Counter()
-    place = dict.fromkeys(_removed(parts), report.REPEATS)
+    place = dict.fromkeys(_removed(parts), splits.REPEATS)
     for name in ("train", "val", "final"):
         place |= dict.fromkeys((problem.problem_id for problem in getattr(parts, name)), name)
     for problem in source.problems:
-        counts[place.get(problem.problem_id, report.NOT_DRAWN)] += 1
-    return {"rows": source.raw_rows, **{fate: counts[fate] for fate in report.FATES}, **source.reasons}
+        counts[place.get(problem.problem_id, splits.NOT_DRAWN)] += 1
+    return {"rows": source.raw_rows, **{fate: counts[fate] for fate in splits.FATES}, **source.reasons}
 
 
 def _summary(args, parts: splits.Splits, funnel: dict[str, dict[str, int]]) -> str:
@@ -183,13 +186,13 @@ def _summary(args, parts: splits.Splits, funnel: dict[str, dict[str, int]]) -> s
         )
         lines.append(f"| {name} | {len(problems):,} | {by_source} |")
     if funnel:
-        lines += ["", f"| source | rows | {' | '.join(report.FATES)} | dropped |"]
-        lines += ["| --- |" + " ---: |" * (1 + len(report.FATES)) + " --- |"]
+        lines += ["", f"| source | rows | {' | '.join(splits.FATES)} | dropped |"]
+        lines += ["| --- |" + " ---: |" * (1 + len(splits.FATES)) + " --- |"]
     for name, counts in funnel.items():
         dropped = [
-            f"{escaped(reason)} {n:,}" for reason, n in counts.items() if n and reason not in ("rows", *report.FATES)
+            f"{escaped(reason)} {n:,}" for reason, n in counts.items() if n and reason not in ("rows", *splits.FATES)
         ]
-        cells = " | ".join(f"{counts[key]:,}" for key in ("rows", *report.FATES))
+        cells = " | ".join(f"{counts[key]:,}" for key in ("rows", *splits.FATES))
         lines.append(f"| {escaped(name)} | {cells} | {', '.join(dropped) or '-'} |")
     if parts.overlaps:
         by_rule = Counter(pair.rule if pair.removed else "suspected, but kept" for pair in parts.overlaps)

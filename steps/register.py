@@ -16,13 +16,16 @@ import numpy as np
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 
-from ssd import blocks, evidence, grading, page, records, tracking
-from ssd.decision import PLAN
-from ssd.evidence import Comparison, StepRun
+from ssd import records, tracking
+from ssd.grades import correct_matrix
 from ssd.markdown import escaped
 from ssd.records import Grade
-from ssd.report import percent, points
+from ssd.report import blocks, page
+from ssd.report.text import percent, points
 from ssd.stats import compare as comparing
+from ssd.verdict.comparison import Comparison, read_files
+from ssd.verdict.decision import PLAN
+from ssd.verdict.evidence import StepRun
 
 TRAINED = ("ssd", "ssd-same-decoding")  # arms of the checkpoint, the one whose decoding is recommended first
 ALIASES = ("champion", "candidate")
@@ -31,7 +34,7 @@ ALIASES = ("champion", "candidate")
 def register(step: tracking.Step) -> None:
     uri, name = step.args.verdict, step.args.name
     beside = tracking.local_path(f"{uri.rpartition('/')[0]}/comparison.json")
-    verdict, comparison = evidence.read(step.path("verdict"), beside)
+    verdict, comparison = read_files(step.path("verdict"), beside)
     arm = next((arm for arm in TRAINED if arm in comparison.arms), None)
     known = mlflow.MlflowClient().search_registered_models(f"name = '{name}'")
     # A version is a number in a local store, and a text from a server.
@@ -187,7 +190,7 @@ def _alias(
 
 
 def _correct(run_id: str) -> np.ndarray:
-    return grading.correct(records.read(tracking.local_path(f"runs:/{run_id}/grades.parquet"), Grade))[1]
+    return correct_matrix(records.read(tracking.local_path(f"runs:/{run_id}/grades.parquet"), Grade))[1]
 
 
 def _withdraw(name: str, version: ModelVersion | None, aliases: dict[str, str], of: Sequence[str]) -> list[str]:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import mlflow
 
-from ssd import blocks, decision, evidence, page, records, tracking
-from ssd.evidence import Checkpoint, Comparison, Shown, StepRun
+from ssd import records, tracking
 from ssd.records import OUTCOMES, Grade, Problem, Sample
+from ssd.report import blocks, page
 from ssd.stats.estimate import Estimate
+from ssd.verdict import decision
+from ssd.verdict.comparison import Comparison, read_files
+from ssd.verdict.evidence import Checkpoint, Shown, StepRun
 
 BESIDE = ("baseline", "power", "search", "evaluate")  # what led to the choices, though no input of the comparison
 TITLE = "Does self-distillation make the model better?"
@@ -21,7 +24,7 @@ TITLE = "Does self-distillation make the model better?"
 
 def report(step: tracking.Step) -> None:
     uri = step.args.verdict
-    verdict, comparison = evidence.read(
+    verdict, comparison = read_files(
         step.path("verdict"), tracking.local_path(f"{uri.rpartition('/')[0]}/comparison.json")
     )
     runs = tracking.lineage(uri)

@@ -6,18 +6,16 @@ Writes: samples/ (token ids, text, finish reason, log-probability) with the mani
 Run:    mlflow run . -e sample
 """
 
-from typing import TYPE_CHECKING
-
 import mlflow
 import numpy as np
 
-from ssd import evaluation, grading, records, report, tracking
+from ssd import evaluation, records, tracking
+from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Sample
+from ssd.report.text import percent
+from ssd.samples import Generated
 from ssd.stats import estimate
-
-if TYPE_CHECKING:
-    from ssd import sampling
 
 
 def sample(step: tracking.Step) -> None:
@@ -39,22 +37,22 @@ def sample(step: tracking.Step) -> None:
     step.describe(
         f"sample · {args.arm} · {decoding}",
         f"{len(samples):,} samples of {len(problems):,} problems at {escaped(decoding)}: "
-        f"{num_tokens / len(samples):,.1f} tokens a sample, {report.percent(rates['length_stop_rate'])} cut off at "
-        f"{args.max_tokens:,}, {report.percent(rates['boxed_answer_rate'])} with a boxed answer"
-        + (f", {report.percent(rates['think_close_rate'])} end their thinking" if thinks else "")
+        f"{num_tokens / len(samples):,.1f} tokens a sample, {percent(rates['length_stop_rate'])} cut off at "
+        f"{args.max_tokens:,}, {percent(rates['boxed_answer_rate'])} with a boxed answer"
+        + (f", {percent(rates['think_close_rate'])} end their thinking" if thinks else "")
         + ".",
         arm=args.arm,
     )
 
 
-def _outcomes(generated: "sampling.Generated", n: int) -> dict[str, np.ndarray]:
+def _outcomes(generated: Generated, n: int) -> dict[str, np.ndarray]:
     """Health by sample, 0 or 1, shape (problems, n): cut off at the cap, ended thinking, boxed an answer."""
     samples, thinks = generated.samples, generated.manifest["thinks"]
     of_samples = {
         "length_stop_rate": [sample.finish_reason == "length" for sample in samples],
         "think_close_rate": ["</think>" in sample.text for sample in samples],
         "boxed_answer_rate": [
-            sample.finish_reason == "stop" and grading.extract(sample.text, thinks) is not None for sample in samples
+            sample.finish_reason == "stop" and grader.extract(sample.text, thinks) is not None for sample in samples
         ],
     }
     return {name: np.array(yes, dtype=float).reshape(-1, n) for name, yes in of_samples.items()}

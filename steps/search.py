@@ -18,10 +18,13 @@ import mlflow
 import numpy as np
 import optuna
 
-from ssd import evaluation, grading, records, report, sampling, search, tracking
-from ssd.engines import Decoding
+from ssd import evaluation, records, sampling, search, tracking
+from ssd.decoding import Decoding
+from ssd.grading import grader
 from ssd.markdown import escaped
 from ssd.records import Problem
+from ssd.report import figures
+from ssd.report.text import percent
 from ssd.search import Attempt, Space, Trial
 from ssd.stats import estimate
 
@@ -90,7 +93,7 @@ def _ssd(step: tracking.Step, storage, spaces: dict[str, Space]):
             words = " ".join(f"{name}={value}" for name, value in params.items())
             step.describe(
                 f"ssd-search · trained with {words}",
-                f"pass@1 **{report.percent(found)}** on {found.n:,} problems at "
+                f"pass@1 **{percent(found)}** on {found.n:,} problems at "
                 f"{escaped(_decoding(args, best.params))}, the best of {len(trials)} decodings. Chosen here, so no "
                 "result.",
                 arm="ssd-search",
@@ -170,7 +173,7 @@ class _Measured:
                 part = self.problems[:num_problems]
                 generated = self.sampler.generate(part, {name: decoding}, args.n, self.seed, self.folder)[name]
                 new = [sample for sample in generated.samples if sample.problem_id not in graded]
-                for grade in grading.grade(new, part, thinks):
+                for grade in grader.grade(new, part, thinks):
                     graded.setdefault(grade.problem_id, []).append(grade)
                 drawn[:] = [generated]
                 return np.array([[g.outcome == "right" for g in graded[problem.problem_id]] for problem in part], float)
@@ -260,7 +263,7 @@ def _write(step: tracking.Step, studies, trials: dict[str, list[Trial]], again: 
         best[family] = {"decoding": decoding, "estimate": confirmed, "run_id": attempt.run_id} | (attempt.notes or {})
         num_stopped = sum(len(trial.attempt.correct_PS) < len(choosing) for trial in of)
         table.append(
-            f"| {escaped(family)} | {escaped(decoding)} | {report.percent(confirmed)} | {confirmed.n:,} | {len(of)} | "
+            f"| {escaped(family)} | {escaped(decoding)} | {percent(confirmed)} | {confirmed.n:,} | {len(of)} | "
             f"{num_stopped} |"
         )
         name = family.replace("-", "_")
@@ -268,7 +271,7 @@ def _write(step: tracking.Step, studies, trials: dict[str, list[Trial]], again: 
         spent += sum(trial.attempt.num_tokens for trial in of)
         inner = [trial.attempt.notes["num_tokens_saved"] for trial in of if trial.attempt.notes]
         saved += sum(inner) if inner else search.tokens_saved(of, len(choosing))
-        for name, figure in report.study(studies[family]).items():
+        for name, figure in figures.study(studies[family]).items():
             mlflow.log_figure(figure, f"figures/{family}-{name}.png")
     mlflow.log_metrics({"num_trials": len(rows), "num_tokens": spent, "num_tokens_saved": saved})
     step.log_json("trials.json", rows)

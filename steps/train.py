@@ -11,8 +11,9 @@ from pathlib import Path
 
 import mlflow
 
-from ssd import records, report, tracking
+from ssd import records, tracking
 from ssd.records import Sample
+from ssd.report import figures
 
 
 def train(step: tracking.Step) -> None:
@@ -45,7 +46,7 @@ def train(step: tracking.Step) -> None:
         mlflow.log_metrics(metrics, step=number, timestamp=logged_at[number])
 
     def log_checkpoint(folder: Path, artifact: str, number: int) -> None:
-        model_id = tracking.log_checkpoint(step, folder, artifact, number)
+        model_id = step.log_checkpoint(folder, artifact, number)
         # At the same time again, so that the run has each point once, and the model has it too.
         mlflow.log_metrics(history[number], step=number, timestamp=logged_at[number], model_id=model_id)
 
@@ -65,7 +66,7 @@ def train(step: tracking.Step) -> None:
     mlflow.log_artifact(str(step.work / "sft_config.json"))
     for number, folder in checkpoints[:-1]:
         log_checkpoint(folder, f"checkpoints/step-{number:06d}", number)
-    mlflow.log_figure(report.training(history, args.global_batch_size), "figures/training.png")
+    mlflow.log_figure(figures.training(history, args.global_batch_size), "figures/training.png")
     warnings = noise.warnings(list(history.values()))
     if args.completions == "finished":
         warnings.append("Only finished completions were trained on: problems that the model can do are favoured.")

@@ -12,8 +12,10 @@ import torch
 import transformers
 import yaml
 
-from ssd import models, parameters, processes, prompts, records, tracking
+from ssd import models, parameters, processes, prompts, records
 from ssd.records import Problem, Sample
+from ssd.tracking import reuse
+from ssd.tracking.step import WORK_DIR_ENV
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SSD_TEST_DATA") or ROOT.parent / "shared" / "data") / "hub" / "hendrycks_math"
@@ -80,10 +82,10 @@ def finished(preset, store, run_step) -> dict[str, list[mlflow.entities.Run]]:
         return run.info.run_id
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "launch", launch)
+        patch.setattr(reuse, "launch", launch)
         patch.setattr(mlflow, "start_run", lambda **given: start(**given | {"nested": True}))
-        patch.setenv(tracking.LAUNCHER_ENV, processes.this())
-        patch.setenv(tracking.WORK_DIR_ENV, str(store / "work"))
+        patch.setenv(reuse.LAUNCHER_ENV, processes.this())
+        patch.setenv(WORK_DIR_ENV, str(store / "work"))
         runs["main"] = [run_step("main", preset=preset)]
     return runs
 
@@ -154,7 +156,7 @@ def test_diagnose_reads_the_samples_of_the_chain_with_every_model(finished, run_
     (measured,) = finished["baseline"]
     given = {"model": ssd, "control": control, "samples": f"runs:/{measured.info.run_id}/samples", "preset": preset}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(tracking.LAUNCHER_ENV, processes.this())  # else the preset's values would need another launch
+        patch.setenv(reuse.LAUNCHER_ENV, processes.this())  # else the preset's values would need another launch
         run = run_step("diagnose", **parameters.preset_values(preset, "diagnose") | given)
     assert run.info.status == "FINISHED"
     num_tokens = sum(len(sample.token_ids) for sample in records.read(artifact(measured, "samples"), Sample))

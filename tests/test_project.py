@@ -19,7 +19,7 @@ from ssd import records
 from ssd.records import Grade, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_TRAIN = 320  # as tests/data/tiny.yaml has it
+NUM_TRAIN = 320  # as tests/tiny.yaml has it
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def project(tmp_path_factory) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
-    shutil.copy(ROOT / "tests/data/tiny.yaml", folder / "presets")
+    shutil.copy(ROOT / "tests/tiny.yaml", folder / "presets")
     engine = (
         folder / "ssd/engines/transformers.py"
     )  # small batches: sampling takes long enough to be killed in its midst

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from ssd import records, sampling
-from ssd.engines import Decoding, requests_for
+from ssd.decoding import Decoding
+from ssd.engines.request import requests_for
 from ssd.records import Problem, Sample
+from ssd.samples import Drawn, load_samples, stored
 
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(10)]
 REQUESTS = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 60, seed=0)
@@ -43,9 +45,9 @@ def test_an_interrupted_run_goes_on_and_ends_with_each_sample_once(tmp_path):
     for lifetime in (100, 333):
         with pytest.raises(KeyboardInterrupt):
             sampling.sample(Echo(lifetime), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
-    assert len(sampling.stored(tmp_path)) == 433
+    assert len(stored(tmp_path)) == 433
     sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
-    found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(tmp_path)]
+    found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in stored(tmp_path)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in REQUESTS)
     assert sampling.pending(tmp_path, REQUESTS, MANIFEST) == []
 
@@ -107,18 +109,18 @@ def test_an_engine_that_gives_a_sample_twice_is_stopped_before_it_is_stored_twic
 
     with pytest.raises(RuntimeError, match=r"gave \('p0', 0\) twice"):
         sampling.sample(Doubling(), REQUESTS, tmp_path)
-    assert len(sampling.stored(tmp_path)) == 1
+    assert len(stored(tmp_path)) == 1
 
 
 def test_a_bit_that_flips_in_a_shard_changes_no_sample_unnoticed_and_its_file_is_named(tmp_path):
     sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
-    shard, samples, num_noticed = tmp_path / "part-000001.parquet", sampling.stored(tmp_path), 0
+    shard, samples, num_noticed = tmp_path / "part-000001.parquet", stored(tmp_path), 0
     whole = shard.read_bytes()
     positions = range(40, len(whole) // 2, 97)
     for position in positions:
         shard.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         try:
-            assert sampling.stored(tmp_path) == samples  # a page's header has idle parts
+            assert stored(tmp_path) == samples  # a page's header has idle parts
         except ValueError as error:
             assert re.search(r"part-000001.parquet: not a readable Parquet file .*; remove it", str(error))
             num_noticed += 1
@@ -147,10 +149,10 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
     requests = requests_for(PROBLEMS, [[1, 2, 3]] * 10, Decoding(), 600, seed=0)
     forked = multiprocessing.get_context("fork")  # imports nothing again
     # Without a lock, which a killed process would hold for ever.
-    num_killed, stored, given = 0, 0, forked.RawValue("i", 0)
+    num_killed, num_stored, given = 0, 0, forked.RawValue("i", 0)
     while num_killed < 20:
         pending = sampling.pending(folder, requests, MANIFEST)
-        assert len(pending) == len(requests) - stored
+        assert len(pending) == len(requests) - num_stored
         given.value = 0
         sampler = forked.Process(target=sampling.sample, args=(Slow(given), pending, folder))
         sampler.start()
@@ -160,12 +162,12 @@ def test_a_sampler_killed_at_random_moments_loses_at_most_what_it_had_not_yet_wr
         os.kill(sampler.pid, signal.SIGKILL)
         sampler.join()
         assert sampler.exitcode == -signal.SIGKILL
-        before, stored = stored, len(sampling.stored(folder))  # which reads every shard and refuses a sample twice
-        assert 0 <= given.value - (stored - before) <= 40 + 1
+        before, num_stored = num_stored, len(stored(folder))  # which reads every shard and refuses a sample twice
+        assert 0 <= given.value - (num_stored - before) <= 40 + 1
         num_killed += 1
-    assert 0 < stored < len(requests)
+    assert 0 < num_stored < len(requests)
     sampling.sample(Echo(), sampling.pending(folder, requests, MANIFEST), folder)
-    found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(folder)]
+    found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in stored(folder)]
     assert found == sorted((r.problem_id, r.sample_index, [r.seed % 1000]) for r in requests)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".parquet"}  # nothing half written is left
 
@@ -178,11 +180,11 @@ def test_a_sample_is_on_disk_soon_though_the_next_is_long_in_coming(tmp_path, mo
             for number, sample in enumerate(super().generate(requests)):
                 if number == 3:
                     time.sleep(0.5)
-                    assert len(sampling.stored(tmp_path)) == 3
+                    assert len(stored(tmp_path)) == 3
                 yield sample
 
     sampling.sample(Pausing(), sampling.pending(tmp_path, REQUESTS[:9], MANIFEST), tmp_path)
-    assert len(sampling.stored(tmp_path)) == 9
+    assert len(stored(tmp_path)) == 9
 
 
 def test_a_disk_that_is_full_ends_the_run(tmp_path, monkeypatch):
@@ -201,7 +203,7 @@ def test_the_progress_line_says_how_much_is_done_how_fast_and_until_when(tmp_pat
 
 
 def test_what_a_run_took_follows_from_when_its_samples_ended():
-    drawn = sampling.Drawn(finished_s=[*range(1, 10), 18], num_tokens=[10] * 10, num_gpus=2.0)
+    drawn = Drawn(finished_s=[*range(1, 10), 18], num_tokens=[10] * 10, num_gpus=2.0)
     assert drawn.tokens_per_second == pytest.approx(100 / 18)
     assert drawn.gpu_hours == pytest.approx(2 * 18 / 3600)
     assert drawn.tail_share == pytest.approx(1 / 2)  # from the ninth sample's end, one of ten is left
@@ -211,7 +213,7 @@ def test_samples_are_on_disk_before_the_run_ends(tmp_path):
     class Watching(Echo):
         def generate(self, requests):
             for number, sample in enumerate(super().generate(requests)):
-                assert len(sampling.stored(tmp_path)) >= number - sampling.FLUSH_SAMPLES
+                assert len(stored(tmp_path)) >= number - sampling.FLUSH_SAMPLES
                 yield sample
 
     sampling.sample(Watching(), sampling.pending(tmp_path, REQUESTS, MANIFEST), tmp_path)
@@ -228,7 +230,7 @@ def test_a_damaged_manifest_is_refused_by_name(tmp_path, content):
     sampling.sample(Echo(), sampling.pending(tmp_path, REQUESTS[:3], MANIFEST), tmp_path)
     (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"manifest.json .*copy the folder again"):
-        sampling.load(tmp_path)
+        load_samples(tmp_path)
 
 
 def test_a_second_process_on_the_folder_is_refused(tmp_path):

@@ -17,11 +17,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from ssd import records, sampling, search, tracking
-from ssd.engines import Decoding
+from ssd import records, sampling, search
+from ssd.decoding import Decoding
 from ssd.lab import world
 from ssd.records import Problem, Sample
 from ssd.search import Attempt, Space
+from ssd.tracking import reuse
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = Space({"x": optuna.distributions.FloatDistribution(0.0, 1.0)}, [{"x": 0.6, "source": "a paper"}])
@@ -387,7 +388,7 @@ def test_the_whole_method_is_searched_with_one_training_for_many_decodings(monke
         launched.append((entry_point, overrides))
         return run.info.run_id
 
-    monkeypatch.setattr(tracking, "launch", launch)
+    monkeypatch.setattr(reuse, "launch", launch)
     run = run_step("search", target="ssd", model=lab_model, trials=2, trainings=2, **common(sets))
     assert [name for name, _ in launched] == ["sample", "train"] * 2
     assert launched[0][1]["problems"].endswith("train.parquet") and launched[1][1]["lr"] == 1e-4

@@ -15,6 +15,16 @@ FILES = sorted([*ROOT.glob("ssd/**/*.py"), *ROOT.glob("steps/*.py")])
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 
 
+def name_of(path: Path) -> str:
+    """Dotted name of a module; a package's is that of its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+PACKAGES = {path.parent.name for path in ROOT.glob("ssd/*/__init__.py")}
+
+
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, anywhere in it, as dotted names."""
     found = set()
@@ -26,6 +36,18 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this project that a file imports: of `from ssd.data import splits` it is ssd.data.splits alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return {name for name in found if name in MODULES and name != "ssd"}
+
+
 def tops(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
@@ -34,19 +56,79 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("ssd/")], ids=relative)
+def room(module: str) -> str:
+    """The folder under ssd/ that a module is in, or the module itself where it is at ssd/ level."""
+    return module.split(".")[1] if module.startswith("ssd.") else module
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Names along a circle of `arrows`; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name not in done:
+            for other in sorted(arrows.get(name, ())):
+                if found := visit(other, [*path, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := visit(name, []))), [])
+
+
+IN_SSD = [path for path in FILES if relative(path).startswith("ssd/")]
+IN_STEPS = [path for path in FILES if relative(path).startswith("steps/")]
+
+
+@pytest.mark.parametrize("path", IN_SSD, ids=relative)
 def test_ssd_never_imports_a_step(path):
     assert "steps" not in tops(path)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("steps/")], ids=relative)
+@pytest.mark.parametrize("path", IN_STEPS, ids=relative)
 def test_no_step_imports_another_step(path):
     assert "steps" not in tops(path)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("ssd/")], ids=relative)
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle({name_of(path): imported_modules(path) for path in IN_SSD}) == []
+
+
+def test_no_folder_imports_itself_by_way_of_others():
+    arrows: dict[str, set[str]] = {}
+    for path in IN_SSD:
+        rooms = {room(name) for name in imported_modules(path)}
+        arrows.setdefault(room(name_of(path)), set()).update(rooms - {room(name_of(path))})
+    assert circle(arrows) == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("ssd/*.py")), ids=relative)
+def test_what_stands_beside_the_folders_belongs_to_none_of_them(path):
+    """Its users are steps, other modules at this level, or several folders."""
+    name = name_of(path)
+    users = {room(name_of(other)) for other in FILES if name in imported_modules(other)}
+    assert name == "ssd" or len(users) > 1 or users - PACKAGES
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("ssd/**/__init__.py")), ids=relative)
+def test_a_package_has_a_docstring_and_at_most_names_of_its_modules(path):
+    first, *rest = ast.parse(path.read_text()).body
+    assert isinstance(first, ast.Expr) and isinstance(first.value.value, str)
+    for node in rest:
+        is_all = isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        assert is_all or (isinstance(node, ast.ImportFrom) and node.module.startswith(f"{name_of(path)}."))
+
+
+@pytest.mark.parametrize("path", IN_SSD, ids=relative)
 def test_in_ssd_only_tracking_and_evaluation_import_mlflow(path):
-    assert ("mlflow" in tops(path)) == (relative(path) in ("ssd/tracking.py", "ssd/evaluation.py"))
+    assert "mlflow" not in tops(path) or room(name_of(path)) in ("tracking", "evaluation")
 
 
 def test_records_imports_the_standard_library_and_pyarrow():
@@ -63,7 +145,24 @@ def test_stats_imports_numpy_and_scipy_alone(path):
 @pytest.mark.parametrize("path", FILES, ids=relative)
 @pytest.mark.parametrize("backend", ["vllm", "openai", "ray"])
 def test_a_backend_is_imported_only_in_its_engine(path, backend):
-    assert backend not in tops(path) or relative(path) == f"ssd/engines/{backend}.py"
+    own = {f"ssd/engines/{backend}.py"} | ({"ssd/engines/truncate_first.py"} if backend == "vllm" else set())
+    assert backend not in tops(path) or relative(path) in own
+
+
+# What draws: these may be imported by a step, by evaluation and within report/; for a sort key or a width, by nobody.
+DRAWS = {"ssd.report.figures", "ssd.report.page"}
+
+
+@pytest.mark.parametrize("path", IN_SSD, ids=relative)
+def test_a_figure_or_a_page_is_imported_only_to_be_drawn(path):
+    assert not imported_modules(path) & DRAWS or room(name_of(path)) in ("report", "evaluation")
+    assert relative(path) != "ssd/report/blocks.py" or not imported_modules(path) & DRAWS
+
+
+def test_reading_grades_loads_no_grader():
+    code = "import sys, ssd.grades, ssd.samples\nprint([name for name in sys.modules if 'grading' in name])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_steps_that_need_no_model_load_no_torch():

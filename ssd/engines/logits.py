@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 
 
 def next_token_probs(

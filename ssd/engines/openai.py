@@ -13,17 +13,11 @@ from typing import Any
 import openai
 
 from ssd import adapters, models
-from ssd.engines import (
-    TRUNCATE_FIRST,
-    Decoding,
-    Request,
-    in_vllm,
-    max_model_len,
-    pool,
-    refuse_penalty_before_truncation,
-    truncates_first,
-)
+from ssd.decoding import Decoding
+from ssd.engines import pool
 from ssd.engines.pool import Busy, Place, Pool, Unavailable
+from ssd.engines.request import Request, max_model_len
+from ssd.engines.vllm_decoding import TRUNCATE_FIRST, in_vllm, refuse_penalty_before_truncation, truncates_first
 from ssd.records import Sample
 
 CONCURRENCY = 1000  # a server; the client library's bound on connections, and more than vLLM runs at once
@@ -31,7 +25,7 @@ CONCURRENCY = 1000  # a server; the client library's bound on connections, and m
 LIKELIEST = Decoding(top_k=1, temperature=2.0, temperature_last=True, max_tokens=32)
 CHECKS = 3  # of a server before it is held not to be there
 TRANSIENT = (408, 409)  # statuses below 500 that may pass
-SERVE_TRUNCATE_FIRST = "--logits-processors ssd.engines.vllm:TruncateFirst"
+SERVE_TRUNCATE_FIRST = "--logits-processors ssd.engines.truncate_first:TruncateFirst"
 
 
 class OpenAIEngine(Pool):

@@ -15,7 +15,8 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
-from ssd.engines import Request, refuse_late_truncation_first
+from ssd.engines.request import Request
+from ssd.engines.vllm_decoding import refuse_late_truncation_first
 from ssd.records import Sample
 
 PROBE_S = 30.0  # a place is asked this often whether it is there: a machine that goes away closes no connection

@@ -10,8 +10,9 @@ from ray.exceptions import RayActorError, RayError
 
 import ssd
 from ssd import adapters, models
-from ssd.engines import Request, max_model_len, refuse_penalty_before_truncation, truncates_first
 from ssd.engines.pool import Place, Pool, Unavailable
+from ssd.engines.request import Request, max_model_len
+from ssd.engines.vllm_decoding import refuse_penalty_before_truncation, truncates_first
 from ssd.records import Sample
 
 CONCURRENCY = 1000  # a worker; more than vLLM runs at once, so that it never waits

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ssd import models, sampling
-from ssd.engines import Decoding, Request, request_seed
+from ssd import models
+from ssd.decoding import Decoding
+from ssd.engines.request import Request, request_seed
 from ssd.records import Sample
+from ssd.samples import MANIFEST, load_samples
 
 
 class ReplayEngine:
@@ -14,13 +16,13 @@ class ReplayEngine:
     num_gpus = 0.0
 
     def __init__(self, model: str, requests: Sequence[Request], folder: str):
-        manifests = sorted(Path(folder).rglob(sampling.MANIFEST)) if folder else []
+        manifests = sorted(Path(folder).rglob(MANIFEST)) if folder else []
         if not manifests:
-            raise ValueError(f"engine=replay:{folder} has no {sampling.MANIFEST}; give a samples folder: replay:FOLDER")
+            raise ValueError(f"engine=replay:{folder} has no {MANIFEST}; give a samples folder: replay:FOLDER")
         digest = models.digest(model)
         self.recorded: dict[tuple[str, int, int, Decoding], Sample] = {}
         for path in manifests:
-            recorded = sampling.load(path.parent)
+            recorded = load_samples(path.parent)
             if recorded.manifest["model"] != digest:
                 raise ValueError(f"{path} records model {recorded.manifest['model']}, not {digest} ({model})")
             for sample in recorded.samples:

@@ -12,8 +12,9 @@ import transformers
 from torch import Tensor
 
 from ssd import models
-from ssd.engines import Decoding, Request, max_model_len
+from ssd.decoding import Decoding
 from ssd.engines.logits import next_token_probs
+from ssd.engines.request import Request, max_model_len
 from ssd.records import Sample
 
 # Cells of a batch's key-value cache. Small models are bound by the cost of a step, so they want the largest batch.

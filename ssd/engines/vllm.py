@@ -26,22 +26,18 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ssd import adapters, models
-from ssd.engines import (
+from ssd.engines.pool import Place, Pool
+from ssd.engines.request import Request, max_model_len
+from ssd.engines.truncate_first import TruncateFirst
+from ssd.engines.vllm_decoding import (
     TRUNCATE_FIRST,
-    Decoding,
-    Request,
     in_vllm,
-    max_model_len,
     refuse_late_truncation_first,
     refuse_penalty_before_truncation,
     truncates_first,
 )
-from ssd.engines.logits import truncate
-from ssd.engines.pool import Place, Pool
 from ssd.records import Sample
 
 CPU_CACHE_BYTES = 512 << 20
@@ -225,34 +221,3 @@ def _sample(request: Request, completion: vllm.CompletionOutput, tokenizer) -> S
         finish_reason=completion.finish_reason,
         cumulative_logprob=math.nan,  # nothing reads it, and to ask for it would halve the rate
     )
-
-
-class TruncateFirst(LogitsProcessor):
-    """`temperature_last`, and what a temperature exceeds 2: vLLM calls this on the raw logits.
-
-    A server has it by `vllm serve MODEL --logits-processors ssd.engines.vllm:TruncateFirst`. A request brings the
-    extra argument TRUNCATE_FIRST: top_k, top_p and min_p, and what to divide by then (`ssd.engines.in_vllm`).
-    """
-
-    def __init__(self, vllm_config, device, is_pin_memory):
-        self.first_by_row: dict[int, tuple[Decoding, float]] = {}
-
-    def is_argmax_invariant(self) -> bool:
-        return False  # it never moves the maximum, but argmax-invariant processors are called after the temperature
-
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        def first(params, prompt_token_ids, output_token_ids) -> tuple[Decoding, float] | None:
-            given = (params.extra_args or {}).get(TRUNCATE_FIRST)
-            if not given:
-                return None
-            top_k, top_p, min_p, divisor = given
-            return Decoding(top_k=int(top_k), top_p=top_p, min_p=min_p), divisor
-
-        process_dict_updates(self.first_by_row, batch_update, first)
-
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        for each in set(self.first_by_row.values()):
-            rows = [row for row, first in self.first_by_row.items() if first == each]
-            decoding, divisor = each
-            logits[rows] = truncate(logits[rows], decoding) / divisor
-        return logits

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.engines.logits import next_token_probs
 
 NUM_TOKENS = 16

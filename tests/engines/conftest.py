@@ -6,8 +6,9 @@ import torch
 from scipy import stats
 
 from ssd import models, prompts
-from ssd.engines import Decoding, Request, requests_for
+from ssd.decoding import Decoding
 from ssd.engines.logits import next_token_probs
+from ssd.engines.request import Request, requests_for
 from ssd.lab import world
 
 

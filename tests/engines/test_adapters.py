@@ -9,8 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from ssd import models, tracking
-from ssd.engines import Decoding, open_engine
+from ssd import models
+from ssd.decoding import Decoding
+from ssd.engines.opening import open_engine
+from ssd.tracking import reuse
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +108,10 @@ def test_the_identity_of_an_adapter_is_also_that_of_its_base(lab_model, adapter,
     assert models.digest(same) == models.digest(adapter)
     config = json.loads((same / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(other)}
     (same / "adapter_config.json").write_text(json.dumps(config))
-    before = models.digest(same), tracking._content(str(same))
+    before = models.digest(same), reuse._content(str(same))
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
     assert models.digest(same) != before[0]
-    assert tracking._content(str(same)) != before[1]
+    assert reuse._content(str(same)) != before[1]
 
 
 def test_an_adapter_of_the_output_head_is_refused(adapter, tmp_path):

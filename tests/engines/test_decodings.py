@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from ssd import models, sampling
-from ssd.engines import Decoding, max_model_len, open_engine, requests_for
+from ssd.decoding import Decoding
 from ssd.engines.logits import next_token_probs
+from ssd.engines.opening import open_engine
+from ssd.engines.request import max_model_len, requests_for
 from ssd.lab import world
+from ssd.samples import MANIFEST
 
 # Descending, so that the truncations below are prefixes.
 PROBS = [0.4, 0.3, 0.15, 0.1, 0.05]
@@ -213,7 +216,7 @@ def test_recordings_of_another_model_are_refused(lab_model, tmp_path, requests_t
     problems, decoding = world.problems(1, seed=7), Decoding(max_tokens=4)
     drawn = sampling.generate(lab_model, "transformers", problems, {"a": decoding}, 1, 0, tmp_path, "code")
     manifest = drawn["a"].manifest | {"model": "another"}
-    (tmp_path / "a" / sampling.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="records model another, not [0-9a-f]{32}"):
         open_engine(f"replay:{tmp_path}", lab_model, requests_to(lab_model, decoding, 1, 1))
 

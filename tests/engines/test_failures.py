@@ -13,9 +13,13 @@ import time
 import pytest
 
 from ssd import sampling
-from ssd.engines import Decoding, open_engine, pool, requests_for
+from ssd.decoding import Decoding
 from ssd.engines import openai as engine
+from ssd.engines import pool
+from ssd.engines.opening import open_engine
+from ssd.engines.request import requests_for
 from ssd.records import Problem
+from ssd.samples import stored
 
 PROBLEMS = [Problem(f"p{i}", "made", f"What is {i}+{i}?", str(2 * i), "1") for i in range(20)]
 DECODING = Decoding(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, presence_penalty=0.5, max_tokens=4)
@@ -262,12 +266,12 @@ def test_when_every_server_is_lost_what_is_finished_stays_and_another_server_goe
     with pytest.raises(ValueError, match=r"none of http://.* has answered for 1.5 s .*give the same command"):
         pending = sampling.pending(tmp_path, REQUESTS, {})
         sampling.sample(open_engine(f"openai:{lost}", lab_model, REQUESTS), pending, tmp_path)
-    kept = len(sampling.stored(tmp_path))
+    kept = len(stored(tmp_path))
     assert 20 <= kept < len(REQUESTS)
     rest = sampling.pending(tmp_path, REQUESTS, {})
     assert len(rest) == len(REQUESTS) - kept
     sampling.sample(open_engine(f"openai:{Server(lab_model).url}", lab_model, REQUESTS), rest, tmp_path)
-    found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in sampling.stored(tmp_path)]
+    found = [(sample.problem_id, sample.sample_index, sample.token_ids) for sample in stored(tmp_path)]
     assert found == WHAT_WAS_ASKED
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from ssd.engines import Decoding, open_engine
+from ssd.decoding import Decoding
+from ssd.engines.opening import open_engine
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1 GiB is free."
 

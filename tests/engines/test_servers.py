@@ -14,12 +14,14 @@ import urllib.request
 import pytest
 import torch
 
-from ssd.engines import Decoding, open_engine, openai, pool
+from ssd.decoding import Decoding
+from ssd.engines import openai, pool
+from ssd.engines.opening import open_engine
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed (the gpu extra, or its CPU build)")
 
-TRUNCATE_FIRST = ("--logits-processors", "ssd.engines.vllm:TruncateFirst")
+TRUNCATE_FIRST = ("--logits-processors", "ssd.engines.truncate_first:TruncateFirst")
 START_S = 300  # two processes that import vLLM, on a busy machine
 SMALL = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "67108864"]
 QUICK = {"TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}

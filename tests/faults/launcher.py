@@ -28,7 +28,7 @@ import torch  # noqa: F401
 import transformers  # noqa: F401
 
 import ssd.evaluation
-import ssd.report
+import ssd.report.figures
 import ssd.sampling
 import ssd.search
 import ssd.training.sft  # noqa: F401

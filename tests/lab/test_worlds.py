@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ssd import sampling
-from ssd.engines import Decoding
+from ssd.decoding import Decoding
 from ssd.lab import automaton, model, tokenizer, world
 
 LARGER = [world.HARD, world.MIXED]

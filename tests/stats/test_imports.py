@@ -7,7 +7,7 @@ from pathlib import Path
 
 def test_importing_the_statistics_loads_no_framework():
     code = (
-        "import sys, ssd.stats.estimate, ssd.stats.variance, ssd.stats.power, ssd.stats.compare, ssd.decision\n"
+        "import sys, ssd.stats.estimate, ssd.stats.variance, ssd.stats.power, ssd.stats.compare, ssd.verdict.decision\n"
         "print([name for name in ('torch', 'mlflow', 'pandas', 'pyarrow', 'transformers', 'vllm')"
         " if name in sys.modules])"
     )

@@ -19,8 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.models import enable_selective_activation_checkpointing
 
 from ssd import models, prompts
-from ssd.engines import Decoding, open_engine, requests_for
+from ssd.decoding import Decoding
 from ssd.engines.logits import truncate
+from ssd.engines.opening import open_engine
+from ssd.engines.request import requests_for
 from ssd.lab import world
 from ssd.records import Sample
 from ssd.training import noise, sft
