@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ssd import answers
 from ssd.records import OUTCOMES, Grade, Problem, Sample
+from ssd.samples import Samples
 from ssd.workers import DEADLINE_S, Forker, Pair, Verdict, in_workers
 from ssd.writing import last_box
 
@@ -39,6 +40,15 @@ class Health(NamedTuple):
     tokens_per_sample: np.ndarray
 
 
+class Answered(NamedTuple):
+    """What a grade depends on: the extracted answer, None without one, and whether the cap cut the sample off."""
+
+    problem_id: str
+    sample_index: int
+    is_cut_off: bool
+    answer: str | None
+
+
 def grade(
     samples: Sequence[Sample], problems: Iterable[Problem], thinks: bool, workers: int | None = None
 ) -> list[Grade]:
@@ -51,21 +61,30 @@ def grade(
     workers : int, optional
         Processes that compare what takes algebra; by default one a core.
     """
+    answered = [
+        Answered(row.problem_id, row.sample_index, row.finish_reason == "length", extract(row.text, thinks))
+        for row in samples
+    ]
+    return grade_answers(answered, problems, workers)
+
+
+def grade_answers(answered: Sequence[Answered], problems: Iterable[Problem], workers: int | None = None) -> list[Grade]:
+    """`grade` of samples whose answers are extracted."""
     by_id = {problem.problem_id: problem for problem in problems}
-    unknown = next((sample.problem_id for sample in samples if sample.problem_id not in by_id), None)
+    unknown = next((sample.problem_id for sample in answered if sample.problem_id not in by_id), None)
     if unknown is not None:
         raise ValueError(f"sample of problem {unknown!r}, which the problem set does not hold; give the set it is from")
-    answers = [extract(sample.text, thinks) for sample in samples]
-    pairs = [
-        (problem.answer, answer, problem.tolerance, problem.notation)
-        for problem, answer in zip((by_id[sample.problem_id] for sample in samples), answers, strict=True)
-    ]
-    verdicts = dict(verify(sorted({pair for pair in pairs if pair[1] is not None}), workers=workers))
+
+    def pair(sample: Answered) -> Pair:
+        problem = by_id[sample.problem_id]
+        return problem.answer, sample.answer, problem.tolerance, problem.notation
+
+    verdicts = dict(verify(sorted({pair(each) for each in answered if each.answer is not None}), workers=workers))
     grades = []
-    for sample, answer, pair in zip(samples, answers, pairs, strict=True):
-        without_answer = "cut_off" if sample.finish_reason == "length" else "no_answer"
-        outcome = without_answer if answer is None else verdicts[pair]
-        grades.append(Grade(sample.problem_id, sample.sample_index, outcome, answer or ""))
+    for sample in answered:
+        without_answer = "cut_off" if sample.is_cut_off else "no_answer"
+        outcome = without_answer if sample.answer is None else verdicts[pair(sample)]
+        grades.append(Grade(sample.problem_id, sample.sample_index, outcome, sample.answer or ""))
     return grades
 
 
@@ -128,20 +147,20 @@ def outcome_counts(grades: Iterable[Grade]) -> dict[str, int]:
     return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
-def health(samples: Sequence[Sample], grades: Sequence[Grade]) -> Health:
+def health(samples: Samples, grades: Iterable[Grade]) -> Health:
     """Health of the run that made `samples`; `grades` are theirs. Every problem has the same number of samples."""
     outcome_by_key = {(row.problem_id, row.sample_index): row.outcome for row in grades}
-    ordered = sorted(samples, key=lambda sample: (sample.problem_id, sample.sample_index))
-    outcomes = [outcome_by_key[sample.problem_id, sample.sample_index] for sample in ordered]
+    outcome_S = np.array([OUTCOMES.index(outcome_by_key[key]) for key in samples.ids()])
+    without_answer = [OUTCOMES.index("no_answer"), OUTCOMES.index("cut_off")]
     values = Health(
-        think_close_rate=["</think>" in sample.text for sample in ordered],
-        boxed_answer_rate=[outcome not in ("no_answer", "cut_off") for outcome in outcomes],
-        length_stop_rate=[sample.finish_reason == "length" for sample in ordered],
-        timed_out_rate=[outcome == "timed_out" for outcome in outcomes],
-        tokens_per_sample=[len(sample.token_ids) for sample in ordered],
+        think_close_rate=samples.closes_S,
+        boxed_answer_rate=~np.isin(outcome_S, without_answer),
+        length_stop_rate=samples.is_cut_off_S,
+        timed_out_rate=outcome_S == OUTCOMES.index("timed_out"),
+        tokens_per_sample=samples.num_tokens_S,
     )
-    num_problems = len({sample.problem_id for sample in ordered})
-    return Health(*(np.array(each, dtype=float).reshape(num_problems, -1) for each in values))
+    num_problems = len(np.unique(samples.problem_S))
+    return Health(*(each.astype(float).reshape(num_problems, -1) for each in values))
 
 
 def verify(

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ssd import models, prompts, records
 from ssd.engines import Decoding, Engine, Request, kind, open_engine, requests_for
 from ssd.records import Problem, Sample
+from ssd.samples import Samples
 
 FLUSH_SAMPLES = 256
 FLUSH_S = 30.0
@@ -51,16 +52,21 @@ class Drawn(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """Samples in order of problem id and sample index, and the manifest of what made them.
+    """Samples, which stay on disk, and the manifest of what made them.
 
     `manifest` holds `model` (digest), `prompt`, `thinks` (the prompt opens the thinking, so that an answer counts only
     after it), `engine` (its kind), `seed`, `n`, `decoding` and `code`. `drawn` is this process's own part, None where
     it drew nothing.
     """
 
-    samples: list[Sample]
+    rows: Samples
     manifest: dict
     drawn: Drawn | None = None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All of them in memory, for where they are few."""
+        return sorted(self.rows, key=_key)
 
     @property
     def decoding(self) -> Decoding:
@@ -142,8 +148,8 @@ def generate(
     return generated
 
 
-def load(folder: Path) -> Generated:
-    """What an earlier run has drawn into `folder`."""
+def load(folder: Path, only: Collection[tuple[str, int]] | None = None) -> Generated:
+    """What an earlier run has drawn into `folder`, or of that the samples of the given keys alone."""
     file = folder / MANIFEST
     if not file.exists():
         raise ValueError(f"{folder} has no {MANIFEST}; give the samples/ of a run of sample, baseline or evaluate")
@@ -155,7 +161,7 @@ def load(folder: Path) -> Generated:
         Decoding(**manifest.get("decoding", {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} is not what a run wrote ({error}); copy the folder again") from error
-    return Generated(stored(folder), manifest)
+    return Generated(Samples(folder, only), manifest)
 
 
 def _manifest(file: Path) -> dict:
@@ -169,15 +175,14 @@ def _manifest(file: Path) -> dict:
 
 def completed(folder: Path, requests: Sequence[Request]) -> Generated:
     """What `folder` holds of `requests`, each once; ValueError where one is missing."""
-    generated = load(folder)
     asked = {_key(request) for request in requests}
-    samples = [sample for sample in generated.samples if _key(sample) in asked]
-    if len(samples) < len(asked):
+    generated = load(folder, asked)
+    if len(generated.rows) < len(asked):
         raise ValueError(
-            f"{folder} holds {len(samples):,} of the {len(asked):,} samples that were asked for: files were removed "
-            "while they were drawn; give the same command again, and the rest is drawn"
+            f"{folder} holds {len(generated.rows):,} of the {len(asked):,} samples that were asked for: files were "
+            "removed while they were drawn; give the same command again, and the rest is drawn"
         )
-    return generated._replace(samples=samples)
+    return generated
 
 
 def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> list[Request]:
@@ -209,9 +214,7 @@ def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> lis
 
 def stored(folder: Path) -> list[Sample]:
     """Samples in `folder`, in order of problem id and sample index, so that equal content is equal order."""
-    if not any(folder.glob("*.parquet")):
-        return []
-    return sorted(records.read(folder, Sample), key=_key)
+    return sorted(Samples(folder), key=_key)
 
 
 def _key(row: Request | Sample) -> tuple[str, int]:

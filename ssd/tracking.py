@@ -43,6 +43,7 @@ from mlflow.tracking.artifact_utils import get_artifact_uri
 from ssd import adapters, engines, parameters, processes, records
 from ssd.evidence import Overlap, StepRun
 from ssd.markdown import escaped
+from ssd.samples import Samples
 
 LATEST = "latest"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -288,13 +289,29 @@ def read_json(uri: str) -> Any:
         raise ValueError(f"{uri} is not JSON ({error}); it is damaged: give the command that wrote it again") from error
 
 
-def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
+class _SamplesDataset(PandasDataset):
+    """A dataset of `num_rows` samples, of which MLflow sees the first: they tell it the columns."""
+
+    num_rows = 0
+
+    @property
+    def profile(self) -> dict[str, int]:
+        return {"num_rows": self.num_rows, "num_elements": self.num_rows * self.df.shape[1]}
+
+
+def log_dataset(name: str, rows: pa.Table | Samples, context: str, source: str) -> PandasDataset:
     """Log `rows` as an input of the run, with a digest over all of its content."""
     source = _dataset_source(source)
+    is_table = isinstance(rows, pa.Table)
+    seen = rows if is_table else next(rows.tables())
+    content = digest(rows) if is_table else rows.digest()
     with warnings.catch_warnings():
         for hint in ("The specified dataset source can be interpreted", "Hint: Inferred schema contains integer"):
             warnings.filterwarnings("ignore", hint)
-        dataset = mlflow.data.from_pandas(rows.to_pandas(), source=source, name=name, digest=digest(rows))
+        dataset = mlflow.data.from_pandas(seen.to_pandas(), source=source, name=name, digest=content)
+        if not is_table:
+            dataset = _SamplesDataset(dataset.df, dataset.source, name=name, digest=content)
+            dataset.num_rows = len(rows)
         mlflow.log_input(dataset, context=context)
     return dataset
 

@@ -12,7 +12,8 @@ import mlflow
 
 from ssd import blocks, decision, evidence, page, records, tracking
 from ssd.evidence import Checkpoint, Comparison, Shown, StepRun
-from ssd.records import OUTCOMES, Grade, Problem, Sample
+from ssd.records import OUTCOMES, Grade, Problem
+from ssd.samples import Samples
 from ssd.stats.estimate import Estimate
 
 BESIDE = ("baseline", "power", "search", "evaluate")  # what led to the choices, though no input of the comparison
@@ -120,9 +121,9 @@ def _samples(comparison: Comparison) -> list[Shown]:
     first = {}
     for grade in sorted(grades, key=lambda row: (row.problem_id, row.sample_index)):
         first.setdefault(grade.outcome, grade)
-    samples = {
-        (row.problem_id, row.sample_index): row for row in records.read(tracking.local_path(f"{uri}/samples"), Sample)
-    }
+    shown_keys = {(grade.problem_id, grade.sample_index) for grade in first.values()}
+    stored = Samples(Path(tracking.local_path(f"{uri}/samples")), shown_keys)
+    samples = {(row.problem_id, row.sample_index): row for row in stored}
     problems_uri = run.data.params.get("input.problems", run.data.params["problems"])
     problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
     shown = []

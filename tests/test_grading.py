@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssd import grading, workers
+from ssd import grading, records, workers
 from ssd.records import Grade, Problem, Sample
+from ssd.samples import Samples
 from ssd.writing import last_box
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,7 +161,7 @@ def sample(index: int, text: str, finish_reason="stop") -> Sample:
     return Sample("p", index, [1], [2], text, finish_reason, -1.0)
 
 
-def test_outcomes_are_told_apart_and_add_up():
+def test_outcomes_are_told_apart_and_add_up(tmp_path):
     samples = [
         sample(0, r"2</think>\boxed{4}"),
         sample(1, r"2</think>\boxed{5}"),
@@ -172,7 +173,8 @@ def test_outcomes_are_told_apart_and_add_up():
     assert [row.outcome for row in grades] == ["right", "wrong", "no_answer", "cut_off", "no_answer"]
     assert [row.answer for row in grades] == ["4", "5", "", "", ""]
     assert sum(grading.outcome_counts(grades).values()) == len(samples)
-    health = grading.health(samples, grades)
+    records.write(tmp_path / "samples.parquet", Sample, samples)
+    health = grading.health(Samples(tmp_path), grades)
     rates = [health.think_close_rate, health.boxed_answer_rate, health.length_stop_rate]
     assert [rate.mean() for rate in rates] == [0.6, 0.4, 0.2]
 
