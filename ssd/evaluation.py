@@ -16,10 +16,10 @@ from ssd.grades import correct_matrix, correctness_table, health, outcome_counts
 from ssd.grading import grader
 from ssd.grading.writing import normalise
 from ssd.markdown import escaped
-from ssd.records import Grade, Problem, Sample
+from ssd.records import Grade, Problem
 from ssd.report import figures
 from ssd.report.text import estimate_tables, percent
-from ssd.samples import Generated
+from ssd.samples import Generated, Samples
 from ssd.stats import estimate as estimating
 from ssd.stats.estimate import Estimate
 from ssd.tracking import Step
@@ -59,14 +59,10 @@ def engine(args: argparse.Namespace) -> str:
 
 def log_generation(step: Step, generated: Generated) -> None:
     """Log to the active run how long the samples are and, where they were drawn now, what that took."""
-    samples, drawn = generated.samples, generated.drawn
-    lengths = np.array([len(sample.token_ids) for sample in samples])
+    rows, drawn = generated.rows, generated.drawn
     for q in (10, 50, 90, 99):
-        mlflow.log_metric(f"tokens_per_sample_p{q}", float(np.percentile(lengths, q)))
-    by_reason = {
-        reason: [len(sample.token_ids) for sample in samples if sample.finish_reason == reason]
-        for reason in ("stop", "length")
-    }
+        mlflow.log_metric(f"tokens_per_sample_p{q}", float(np.percentile(rows.num_tokens_S, q)))
+    by_reason = {"stop": rows.num_tokens_S[~rows.is_cut_off_S], "length": rows.num_tokens_S[rows.is_cut_off_S]}
     if drawn:
         took = {"tokens_per_second": drawn.tokens_per_second, "tail_share": drawn.tail_share}
         if drawn.gpu_hours > 0:
@@ -85,8 +81,8 @@ def log(
     grades: Sequence[Grade] | None = None,
 ) -> Estimate:
     """Grade the samples, unless `grades` are given, and log to the active run what they say of `arm`: its pass@1."""
-    samples, manifest, decoded = generated.samples, generated.manifest, generated.decoding
-    grades = grades or grader.grade(samples, problems, manifest["thinks"])
+    samples, manifest, decoded = generated.rows, generated.manifest, generated.decoding
+    grades = grades or grader.grade_answers(answered(generated), problems)
     estimates, groups = _estimates(problems, samples, grades)
     estimate = estimates["pass_at_1"]
     args, run = step.args, mlflow.active_run()
@@ -106,7 +102,7 @@ def log(
     if run.info.run_id != step.run_id:
         mlflow.log_params({key: str(value) for key, value in dataclasses.asdict(decoded).items()})
     folder = step.work / run.info.run_id
-    records.write(folder / "samples" / "samples.parquet", Sample, samples)
+    records.write_table(folder / "samples" / "samples.parquet", samples.tables())
     (folder / "samples" / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     records.write(folder / "grades.parquet", Grade, grades)
     correctness = correctness_table(problems, grades)
@@ -133,8 +129,16 @@ def log(
     return estimate
 
 
+def answered(generated: Generated) -> list[grader.Answered]:
+    """What a grade depends on, of each sample in order."""
+    rows, thinks = generated.rows, generated.manifest["thinks"]
+    answers = rows.in_order(lambda table: [grader.extract(text, thinks) for text in table["text"].to_pylist()])
+    parts = zip(rows.ids(), rows.is_cut_off_S.tolist(), answers, strict=True)
+    return [grader.Answered(*key, is_cut_off, answer) for key, is_cut_off, answer in parts]
+
+
 def _estimates(
-    problems: Sequence[Problem], samples: Sequence[Sample], grades: Sequence[Grade]
+    problems: Sequence[Problem], samples: Samples, grades: Sequence[Grade]
 ) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
     """What the grades say, by name of metric, and pass@1 by source and by level."""
     ids, correct_PS = correct_matrix(grades)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssd.records import OUTCOMES, Grade, Problem, Sample
+from ssd.records import OUTCOMES, Grade, Problem
+from ssd.samples import Samples
 
 
 class Health(NamedTuple):
@@ -63,17 +64,17 @@ def outcome_counts(grades: Iterable[Grade]) -> dict[str, int]:
     return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
-def health(samples: Sequence[Sample], grades: Sequence[Grade]) -> Health:
+def health(samples: Samples, grades: Iterable[Grade]) -> Health:
     """Health of the run that made `samples`; `grades` are theirs. Every problem has the same number of samples."""
     outcome_by_key = {(row.problem_id, row.sample_index): row.outcome for row in grades}
-    ordered = sorted(samples, key=lambda sample: (sample.problem_id, sample.sample_index))
-    outcomes = [outcome_by_key[sample.problem_id, sample.sample_index] for sample in ordered]
+    outcome_S = np.array([OUTCOMES.index(outcome_by_key[key]) for key in samples.ids()])
+    without_answer = [OUTCOMES.index("no_answer"), OUTCOMES.index("cut_off")]
     values = Health(
-        think_close_rate=["</think>" in sample.text for sample in ordered],
-        boxed_answer_rate=[outcome not in ("no_answer", "cut_off") for outcome in outcomes],
-        length_stop_rate=[sample.finish_reason == "length" for sample in ordered],
-        timed_out_rate=[outcome == "timed_out" for outcome in outcomes],
-        tokens_per_sample=[len(sample.token_ids) for sample in ordered],
+        think_close_rate=samples.closes_S,
+        boxed_answer_rate=~np.isin(outcome_S, without_answer),
+        length_stop_rate=samples.is_cut_off_S,
+        timed_out_rate=outcome_S == OUTCOMES.index("timed_out"),
+        tokens_per_sample=samples.num_tokens_S,
     )
-    num_problems = len({sample.problem_id for sample in ordered})
-    return Health(*(np.array(each, dtype=float).reshape(num_problems, -1) for each in values))
+    num_problems = len(np.unique(samples.problem_S))
+    return Health(*(value_S.astype(float).reshape(num_problems, -1) for value_S in values))

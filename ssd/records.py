@@ -8,6 +8,7 @@ column that has a default may be missing, and is where all its values are that: 
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import math
 import os
 import re
@@ -26,6 +27,9 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 NOTATIONS: tuple[Notation, ...] = get_args(Notation)
 # All that these columns may hold.
 WORDS = {"finish_reason": get_args(FinishReason), "outcome": OUTCOMES, "notation": NOTATIONS}
+ROWS_AT_ONCE = 1000  # of a file that is read in parts
+BUFFER_BYTES = 1 << 20  # of a column, where a file is read in parts: else a whole row group is in memory
+ROW_GROUP_BYTES = 1 << 26  # of a table that is written in parts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,13 +145,30 @@ def write(path: str | os.PathLike, kind: type[Record], records: Iterable[Record]
     write_table(path, table(kind, records))
 
 
-def write_table(path: str | os.PathLike, rows: pa.Table) -> None:
-    """Write any Arrow table to the Parquet file `path` in one atomic step."""
+def write_table(path: str | os.PathLike, rows: pa.Table | Iterable[pa.Table]) -> None:
+    """Write any Arrow table, or one in parts, to the Parquet file `path` in one atomic step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(rows, partial, write_page_checksum=True)
+    groups = _groups([rows] if isinstance(rows, pa.Table) else rows)
+    first = next(groups)
+    with pq.ParquetWriter(partial, first.schema, write_page_checksum=True) as writer:
+        for group in itertools.chain([first], groups):
+            writer.write_table(group)
     os.replace(partial, path)
+
+
+def _groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """`parts` put together until they fill a row group."""
+    waiting, num_bytes = [], 0
+    for part in parts:
+        waiting.append(part)
+        num_bytes += part.nbytes
+        if num_bytes >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, num_bytes = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
@@ -163,13 +184,23 @@ def read(path: str | os.PathLike, kind: type[Record]) -> list[Record]:
     files: Sequence[Path] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise ValueError(f"{path}: no Parquet file there; give the file or folder that an earlier step wrote")
-    rows = [kind(**row) for file in files for row in _read_one(file, kind).to_pylist()]
+    rows = [kind(**row) for file in files for row in _checked(_table_of(file), file, kind).to_pylist()]
     if not rows:
         raise ValueError(f"{path}: no rows; the step that wrote it had nothing to write")
     twice, count = Counter((row.problem_id, getattr(row, "sample_index", "")) for row in rows).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{path}: {' '.join(map(str, twice)).strip()} stands {count} times; each row must stand once")
     return rows
+
+
+def parts(path: Path, kind: type[Record]) -> Iterator[pa.Table]:
+    """The rows of the Parquet file `path`, some at a time; ValueError as `read` has it, but for a row twice."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, buffer_size=BUFFER_BYTES) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                yield _checked(pa.Table.from_batches([batch]), path, kind)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def ids(folder: Path) -> set[tuple[str, int]]:
@@ -231,14 +262,19 @@ def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path}: not a readable Parquet file ({' '.join(str(error).split())}); remove it and give the command "
-            "that wrote it again"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def _read_one(path: Path, kind: type[Record]) -> pa.Table:
-    schema, found = SCHEMAS[kind], _table_of(path)
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())
+    return ValueError(
+        f"{path}: not a readable Parquet file ({reason}); remove it and give the command that wrote it again"
+    )
+
+
+def _checked(found: pa.Table, path: Path, kind: type[Record]) -> pa.Table:
+    """Rows of the file `path` in the schema of `kind`."""
+    schema = SCHEMAS[kind]
     for name in _defaults(kind).keys() - set(found.column_names):
         found = found.append_column(name, pa.nulls(len(found)))
     missing = [name for name in schema.names if name not in found.column_names]

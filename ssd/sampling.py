@@ -105,15 +105,14 @@ def generate(
 
 def completed(folder: Path, requests: Sequence[Request]) -> Generated:
     """What `folder` holds of `requests`, each once; ValueError where one is missing."""
-    generated = load_samples(folder)
     asked = {sample_key(request) for request in requests}
-    samples = [sample for sample in generated.samples if sample_key(sample) in asked]
-    if len(samples) < len(asked):
+    generated = load_samples(folder, asked)
+    if len(generated.rows) < len(asked):
         raise ValueError(
-            f"{folder} holds {len(samples):,} of the {len(asked):,} samples that were asked for: files were removed "
-            "while they were drawn; give the same command again, and the rest is drawn"
+            f"{folder} holds {len(generated.rows):,} of the {len(asked):,} samples that were asked for: files were "
+            "removed while they were drawn; give the same command again, and the rest is drawn"
         )
-    return generated._replace(samples=samples)
+    return generated
 
 
 def pending(folder: Path, requests: Sequence[Request], manifest: Mapping) -> list[Request]:

@@ -32,13 +32,14 @@ def evaluate(step: tracking.Step) -> None:
         )
     if args.samples != "none":
         problems, drawn = records.read(step.path("problems"), Problem), load_samples(step.path("samples"))
-        missing = {row.problem_id for row in problems} - {sample.problem_id for sample in drawn.samples}
+        held = collections.Counter(problem_id for problem_id, _ in drawn.rows.ids())
+        missing = {row.problem_id for row in problems} - held.keys()
         if missing:
             raise ValueError(
                 f"samples={args.samples} has none of {len(missing):,} of the {len(problems):,} problems in "
                 f"{args.problems}, as of {min(missing)}; give the problems that they were drawn for"
             )
-        held, n = collections.Counter(sample.problem_id for sample in drawn.samples), drawn.manifest["n"]
+        n = drawn.manifest["n"]
         if short := min((problem_id for problem_id, count in held.items() if count != n), default=None):
             raise ValueError(
                 f"samples={args.samples} has {held[short]} samples of problem {short}, and its manifest says n={n}; a "

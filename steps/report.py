@@ -11,8 +11,9 @@ from pathlib import Path
 import mlflow
 
 from ssd import records, tracking
-from ssd.records import OUTCOMES, Grade, Problem, Sample
+from ssd.records import OUTCOMES, Grade, Problem
 from ssd.report import blocks, page
+from ssd.samples import Samples
 from ssd.stats.estimate import Estimate
 from ssd.verdict import decision
 from ssd.verdict.comparison import Comparison, read_files
@@ -123,9 +124,9 @@ def _samples(comparison: Comparison) -> list[Shown]:
     first = {}
     for grade in sorted(grades, key=lambda row: (row.problem_id, row.sample_index)):
         first.setdefault(grade.outcome, grade)
-    samples = {
-        (row.problem_id, row.sample_index): row for row in records.read(tracking.local_path(f"{uri}/samples"), Sample)
-    }
+    shown_keys = {(grade.problem_id, grade.sample_index) for grade in first.values()}
+    stored = Samples(Path(tracking.local_path(f"{uri}/samples")), shown_keys)
+    samples = {(row.problem_id, row.sample_index): row for row in stored}
     problems_uri = run.data.params.get("input.problems", run.data.params["problems"])
     problems = {row.problem_id: row for row in records.read(tracking.local_path(problems_uri), Problem)}
     shown = []

@@ -9,10 +9,8 @@ Run:    mlflow run . -e sample
 import mlflow
 import numpy as np
 
-from ssd import evaluation, records, tracking
-from ssd.grading import grader
+from ssd import evaluation, tracking
 from ssd.markdown import escaped
-from ssd.records import Sample
 from ssd.report.text import percent
 from ssd.samples import Generated
 from ssd.stats import estimate
@@ -22,11 +20,10 @@ def sample(step: tracking.Step) -> None:
     args = step.args
     decoding = evaluation.decoding(args)
     problems, generated = evaluation.generate(step, {"samples": decoding})
-    samples, thinks = generated["samples"].samples, generated["samples"].manifest["thinks"]
+    samples, thinks = generated["samples"].rows, generated["samples"].manifest["thinks"]
     mlflow.log_artifacts(str(step.work / "samples"), "samples")
-    rows = records.table(Sample, samples)
-    tracking.log_dataset(f"samples of {args.arm}", rows, "train", f"runs:/{step.run_id}/samples")
-    num_tokens = sum(len(row.token_ids) for row in samples)
+    tracking.log_dataset(f"samples of {args.arm}", samples, "train", f"runs:/{step.run_id}/samples")
+    num_tokens = int(samples.num_tokens_S.sum())
     rates = {name: estimate.mean(yes_PS) for name, yes_PS in _outcomes(generated["samples"], args.n).items()}
     bounds = {"": "value", "_ci_low": "ci_low", "_ci_high": "ci_high"}
     mlflow.log_metrics(
@@ -47,15 +44,14 @@ def sample(step: tracking.Step) -> None:
 
 def _outcomes(generated: Generated, n: int) -> dict[str, np.ndarray]:
     """Health by sample, 0 or 1, shape (problems, n): cut off at the cap, ended thinking, boxed an answer."""
-    samples, thinks = generated.samples, generated.manifest["thinks"]
+    rows = generated.rows
+    is_boxed_S = np.array([sample.answer is not None for sample in evaluation.answered(generated)])
     of_samples = {
-        "length_stop_rate": [sample.finish_reason == "length" for sample in samples],
-        "think_close_rate": ["</think>" in sample.text for sample in samples],
-        "boxed_answer_rate": [
-            sample.finish_reason == "stop" and grader.extract(sample.text, thinks) is not None for sample in samples
-        ],
+        "length_stop_rate": rows.is_cut_off_S,
+        "think_close_rate": rows.closes_S,
+        "boxed_answer_rate": is_boxed_S & ~rows.is_cut_off_S,
     }
-    return {name: np.array(yes, dtype=float).reshape(-1, n) for name, yes in of_samples.items()}
+    return {name: yes_S.astype(float).reshape(-1, n) for name, yes_S in of_samples.items()}
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class _Measured:
 
     def attempt(self, arm: str, family: str, to_beat_PS=None) -> search.Attempter:
         """What measures one trial, stopped where it cannot beat the best one, nor `to_beat_PS`."""
-        args, thinks = self.step.args, self.sampler.shared["thinks"]
+        args = self.step.args
 
         def attempt(folder: str, params: dict[str, Any], best_PS) -> Attempt:
             decoding, graded, drawn = _decoding(args, params), {}, []
@@ -172,8 +172,8 @@ class _Measured:
             def measure(num_problems: int) -> np.ndarray:
                 part = self.problems[:num_problems]
                 generated = self.sampler.generate(part, {name: decoding}, args.n, self.seed, self.folder)[name]
-                new = [sample for sample in generated.samples if sample.problem_id not in graded]
-                for grade in grader.grade(new, part, thinks):
+                new = [answer for answer in evaluation.answered(generated) if answer.problem_id not in graded]
+                for grade in grader.grade_answers(new, part):
                     graded.setdefault(grade.problem_id, []).append(grade)
                 drawn[:] = [generated]
                 return np.array([[g.outcome == "right" for g in graded[problem.problem_id]] for problem in part], float)
@@ -188,7 +188,7 @@ class _Measured:
                 evaluation.log(self.step, arm, part, generated, grades)
                 stopped = len(correct_PS) < self.sizes[-1]
                 mlflow.set_tags({"family": family, "trial": folder, "stopped": str(stopped).lower()})
-            num_tokens = sum(len(sample.token_ids) for sample in generated.samples)
+            num_tokens = int(generated.rows.num_tokens_S.sum())
             return Attempt(correct_PS, num_tokens, run.info.run_id)
 
         return attempt

@@ -25,7 +25,7 @@ class ReplayEngine:
             recorded = load_samples(path.parent)
             if recorded.manifest["model"] != digest:
                 raise ValueError(f"{path} records model {recorded.manifest['model']}, not {digest} ({model})")
-            for sample in recorded.samples:
+            for sample in recorded.rows:
                 seed = request_seed(recorded.manifest["seed"], sample.problem_id, sample.sample_index)
                 self.recorded[sample.problem_id, sample.sample_index, seed, recorded.decoding] = sample
         for request in requests:

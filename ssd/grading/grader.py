@@ -11,6 +11,7 @@ import importlib.metadata
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -25,6 +26,15 @@ MAX_CHARS = 2_000
 MAX_NESTING = 12
 
 
+class Answered(NamedTuple):
+    """What a grade depends on: the extracted answer, None without one, and whether the cap cut the sample off."""
+
+    problem_id: str
+    sample_index: int
+    is_cut_off: bool
+    answer: str | None
+
+
 def grade(
     samples: Sequence[Sample], problems: Iterable[Problem], thinks: bool, workers: int | None = None
 ) -> list[Grade]:
@@ -37,21 +47,30 @@ def grade(
     workers : int, optional
         Processes that compare what takes algebra; by default one a core.
     """
+    answered = [
+        Answered(row.problem_id, row.sample_index, row.finish_reason == "length", extract(row.text, thinks))
+        for row in samples
+    ]
+    return grade_answers(answered, problems, workers)
+
+
+def grade_answers(answered: Sequence[Answered], problems: Iterable[Problem], workers: int | None = None) -> list[Grade]:
+    """`grade` of samples whose answers are extracted."""
     by_id = {problem.problem_id: problem for problem in problems}
-    unknown = next((sample.problem_id for sample in samples if sample.problem_id not in by_id), None)
+    unknown = next((sample.problem_id for sample in answered if sample.problem_id not in by_id), None)
     if unknown is not None:
         raise ValueError(f"sample of problem {unknown!r}, which the problem set does not hold; give the set it is from")
-    answers = [extract(sample.text, thinks) for sample in samples]
-    pairs = [
-        (problem.answer, answer, problem.tolerance, problem.notation)
-        for problem, answer in zip((by_id[sample.problem_id] for sample in samples), answers, strict=True)
-    ]
-    verdicts = dict(verify(sorted({pair for pair in pairs if pair[1] is not None}), workers=workers))
+
+    def pair(sample: Answered) -> Pair:
+        problem = by_id[sample.problem_id]
+        return problem.answer, sample.answer, problem.tolerance, problem.notation
+
+    verdicts = dict(verify(sorted({pair(each) for each in answered if each.answer is not None}), workers=workers))
     grades = []
-    for sample, answer, pair in zip(samples, answers, pairs, strict=True):
-        without_answer = "cut_off" if sample.finish_reason == "length" else "no_answer"
-        outcome = without_answer if answer is None else verdicts[pair]
-        grades.append(Grade(sample.problem_id, sample.sample_index, outcome, answer or ""))
+    for sample in answered:
+        without_answer = "cut_off" if sample.is_cut_off else "no_answer"
+        outcome = without_answer if sample.answer is None else verdicts[pair(sample)]
+        grades.append(Grade(sample.problem_id, sample.sample_index, outcome, sample.answer or ""))
     return grades
 
 

@@ -13,16 +13,33 @@ import pyarrow as pa
 from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
+from ssd.samples import Samples
 from ssd.tracking.runs import CHECKPOINT
 
 
-def log_dataset(name: str, rows: pa.Table, context: str, source: str) -> PandasDataset:
+class _SamplesDataset(PandasDataset):
+    """A dataset of `num_rows` samples, of which MLflow sees the first: they tell it the columns."""
+
+    num_rows = 0
+
+    @property
+    def profile(self) -> dict[str, int]:
+        return {"num_rows": self.num_rows, "num_elements": self.num_rows * self.df.shape[1]}
+
+
+def log_dataset(name: str, rows: pa.Table | Samples, context: str, source: str) -> PandasDataset:
     """Log `rows` as an input of the run, with a digest over all of its content."""
     source = _dataset_source(source)
+    is_table = isinstance(rows, pa.Table)
+    seen = rows if is_table else next(rows.tables())
+    content = digest(rows) if is_table else rows.digest()
     with warnings.catch_warnings():
         for hint in ("The specified dataset source can be interpreted", "Hint: Inferred schema contains integer"):
             warnings.filterwarnings("ignore", hint)
-        dataset = mlflow.data.from_pandas(rows.to_pandas(), source=source, name=name, digest=digest(rows))
+        dataset = mlflow.data.from_pandas(seen.to_pandas(), source=source, name=name, digest=content)
+        if not is_table:
+            dataset = _SamplesDataset(dataset.df, dataset.source, name=name, digest=content)
+            dataset.num_rows = len(rows)
         mlflow.log_input(dataset, context=context)
     return dataset
 

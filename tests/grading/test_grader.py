@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ssd import records
 from ssd.grades import health, outcome_counts
 from ssd.grading import grader, workers
 from ssd.grading.writing import last_box
 from ssd.records import Problem, Sample
+from ssd.samples import Samples
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,7 +162,7 @@ def sample(index: int, text: str, finish_reason="stop") -> Sample:
     return Sample("p", index, [1], [2], text, finish_reason, -1.0)
 
 
-def test_outcomes_are_told_apart_and_add_up():
+def test_outcomes_are_told_apart_and_add_up(tmp_path):
     samples = [
         sample(0, r"2</think>\boxed{4}"),
         sample(1, r"2</think>\boxed{5}"),
@@ -172,7 +174,8 @@ def test_outcomes_are_told_apart_and_add_up():
     assert [row.outcome for row in grades] == ["right", "wrong", "no_answer", "cut_off", "no_answer"]
     assert [row.answer for row in grades] == ["4", "5", "", "", ""]
     assert sum(outcome_counts(grades).values()) == len(samples)
-    found = health(samples, grades)
+    records.write(tmp_path / "samples.parquet", Sample, samples)
+    found = health(Samples(tmp_path), grades)
     rates = [found.think_close_rate, found.boxed_answer_rate, found.length_stop_rate]
     assert [rate.mean() for rate in rates] == [0.6, 0.4, 0.2]
 
