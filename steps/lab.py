@@ -26,7 +26,7 @@ def lab(step: tracking.Step) -> None:
             mlflow.log_metric("loss", loss, step=number)
 
     model.train(folder, seed=args.seed, num_steps=args.num_steps, on_step=on_step, of=WORLDS[args.world])
-    tracking.log_checkpoint(step, folder, "model", args.num_steps)
+    step.log_checkpoint(folder, "model", args.num_steps)
     step.describe(
         f"{args.world} model, seed {args.seed}",
         f"A small {model.RECIPES[args.world].architecture.__name__} trained for {args.num_steps} steps on generated "

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import scale
 from ssd import records
+from ssd.report.text import points
 
 
 def grid(rate, num_problems: int = 400, n: int = 2, top_p: tuple[float, ...] = (1.0,)) -> dict:
@@ -45,5 +46,5 @@ def test_a_grid_is_described_from_its_file(tmp_path):
         scale.ceiling(correct, [c for c in correct if c[1] == 1]),
     )
     (row,) = [line for line in said if line.startswith("| top-p 0.85 |") and "%" in line]
-    assert scale.report.points(expected) in row and 0.1 < expected.ci_low < 0.2 < expected.ci_high
+    assert points(expected) in row and 0.1 < expected.ci_low < 0.2 < expected.ci_high
     assert (tmp_path / "grid.png").stat().st_size > 10_000
