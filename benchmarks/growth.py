@@ -4,9 +4,10 @@ Run: python -m benchmarks.growth [--samples 100000 1000000] [--trials 100 400 10
 
 A sample has 300 tokens, a prompt of 80 and 1,000 characters; an engine that costs nearly nothing draws 16 a problem, in
 an order of its own. `sample` and `evaluate` are what these steps do with them: which are missing, shards, health,
-digest, grades, estimates and their logging to a local MLflow. Each row is a process of its own; its peak memory is all
-that it held, torch and MLflow too. A trial of the search is measured at once, on 500 problems at most, so that all of
-the time is the search's own. Processor time is printed beside the time, as a busy machine makes only the latter grow.
+digest, grades, estimates and their logging to a local MLflow; `again` reads the stored file and grades it again. Each
+row is a process of its own; its peak memory is all that it held, torch and MLflow too. The measuring of a trial costs
+nothing here, and its time is not counted, so that what is left is the search's own. Beside it is Optuna alone, with
+random settings in the same file. Processor time is printed too, since a busy machine makes the time alone grow.
 """
 
 import argparse
@@ -30,6 +31,7 @@ LEAST_MB_PER_SECOND = 100.0  # of a digest
 MOST_GROWTH = 1.5  # of the time a sample, or a trial, from the fewest to the most
 MOST_SEARCH_S = 30.0
 NUM_SAMPLES_A_PROBLEM, NUM_TOKENS, NUM_PROMPT_TOKENS, NUM_CHARS = 16, 300, 80, 1000
+STAGES = ("draw", "sample", "evaluate", "again")
 SIZES = [63, 125, 250, 500]
 
 
@@ -109,6 +111,7 @@ def samples(num_samples: int) -> dict[str, float]:
 def trials(num_trials: int) -> dict[str, float]:
     """What a search of so many trials takes of its own."""
     import numpy as np
+    import optuna
     from optuna.distributions import FloatDistribution
 
     from ssd import search
@@ -120,15 +123,22 @@ def trials(num_trials: int) -> dict[str, float]:
         began = time.monotonic()
         chance = 0.8 - 5 * min(0.1, (params["x"] - 0.7) ** 2)
         correct_PS = (np.random.default_rng(int(folder)).random((SIZES[-1], 1)) < chance).astype(float)
-        found = search.race(lambda size: correct_PS[:size], best_PS, SIZES, search.ALPHA)
+        raced_PS = search.race(lambda size: correct_PS[:size], best_PS, SIZES, search.ALPHA)
         measuring.s += time.monotonic() - began
-        return search.Attempt(found, 1)
+        return search.Attempt(raced_PS, 1)
 
     with tempfile.TemporaryDirectory() as folder:
-        study = search.open_study(search.open_storage(f"sqlite:///{folder}/study.db"), "study", space, seed=0)
+        study = search.open_study(search.open_local(Path(folder, "study.db")), "study", space, seed=0)
         began, began_cpu = time.monotonic(), time.process_time()
         search.choose(search.run(study, space, num_trials, attempt), space)
-        return {"search": time.monotonic() - began - measuring.s, "search cpu": time.process_time() - began_cpu}
+        took = {"search": time.monotonic() - began - measuring.s, "search cpu": time.process_time() - began_cpu}
+        plain = optuna.create_study(storage=study._storage, sampler=optuna.samplers.RandomSampler(seed=0))
+        began = time.monotonic()
+        for _ in range(num_trials):
+            trial = plain.ask(space.settings)
+            trial.set_user_attr("right", "1 " * SIZES[0])
+            plain.tell(trial, 0.5)
+        return took | {"optuna": time.monotonic() - began}
 
 
 def measure(what: str, number: int) -> dict[str, float]:
@@ -151,25 +161,27 @@ def main() -> int:
         return 0
     met = {}
     if arguments.samples:
-        print("| samples | draw s (cpu) | sample s (cpu) | evaluate s (cpu) | digest MB a cpu s | peak GiB |")
-        print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+        print("| samples | draw s (cpu) | sample s (cpu) | evaluate s (cpu) | again s (cpu) | digest MB/s | peak GiB |")
+        print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
         rows = {}
         for number in arguments.samples:
             row = rows[number] = measure("samples", number)
-            times = " | ".join(f"{row[name]:.1f} ({row[f'{name} cpu']:.1f})" for name in ("draw", "sample", "evaluate"))
+            times = " | ".join(f"{row[name]:.1f} ({row[f'{name} cpu']:.1f})" for name in STAGES)
             print(f"| {number:,} | {times} | {row['megabytes'] / row['digest']:.0f} | {row['gib']:.2f} |", flush=True)
         met[f"at most {MOST_GIB:g} GiB"] = all(row["gib"] <= MOST_GIB for row in rows.values())
         is_fast = all(row["megabytes"] / row["digest"] >= LEAST_MB_PER_SECOND for row in rows.values())
         met[f"digests of {LEAST_MB_PER_SECOND:g} MB/s or more"] = is_fast
-        each = [sum(row[f"{n} cpu"] for n in ("draw", "sample", "evaluate")) / number for number, row in rows.items()]
-        met[f"processor time a sample grows {MOST_GROWTH:g}-fold at most"] = each[-1] <= MOST_GROWTH * each[0]
+        a_sample = [sum(row[f"{name} cpu"] for name in STAGES) / number for number, row in rows.items()]
+        met[f"processor time a sample grows {MOST_GROWTH:g}-fold at most"] = a_sample[-1] <= MOST_GROWTH * a_sample[0]
     if arguments.trials:
-        print("\n| trials | search's own s (cpu) | a trial, cpu ms |\n| ---: | ---: | ---: |", flush=True)
+        print("\n| trials | search's own s (cpu) | a trial, cpu ms | Optuna alone, s |")
+        print("| ---: | ---: | ---: | ---: |", flush=True)
         rows = {}
         for number in arguments.trials:
             row = rows[number] = measure("trials", number)
             a_trial = 1000 * row["search cpu"] / number
-            print(f"| {number:,} | {row['search']:.1f} ({row['search cpu']:.1f}) | {a_trial:.1f} |", flush=True)
+            times = f"{row['search']:.1f} ({row['search cpu']:.1f}) | {a_trial:.1f} | {row['optuna']:.1f}"
+            print(f"| {number:,} | {times} |", flush=True)
         met[f"{number:,} trials within {MOST_SEARCH_S:g} s"] = rows[number]["search"] <= MOST_SEARCH_S
     print("\n" + "; ".join(f"{target}: {'met' if is_met else 'NOT met'}" for target, is_met in met.items()))
     return 0 if all(met.values()) else 1

@@ -35,6 +35,8 @@ from ssd.stats import compare, sequential, surface
 ALPHA = 0.3
 MIN_PART = 50  # problems of the first look
 NUM_CANDIDATES = 1000  # settings among which the next trial is chosen
+# From so many trials on, near ones count as one, and the surface is fitted anew where there are a tenth more.
+MAX_APART, REFIT_AT = 128, 1.1
 HEARTBEAT_S, DEAD_AFTER_S = 30.0, 300.0
 POLL_S = 2.0
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -172,40 +174,55 @@ class SurfaceSampler(optuna.samplers.BaseSampler):
 
     def __init__(self, space: Space, seed: int):
         self.space, self.seed = space, seed
+        self.num_fitted, self.fitted = 0, (math.nan, np.array([]))  # trials, and the scale and lengths through them
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.space.settings
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Mapping) -> dict[str, Any]:
-        settings, place = self.space.settings, _place(study, trial)
+        settings, everyone = self.space.settings, study.get_trials(deepcopy=False)
+        place = _place(everyone, trial)
         rng = np.random.default_rng([self.seed, place])
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = [other for other in everyone if other.state == TrialState.COMPLETE]
         if place < 2 + 2 * len(settings) or len(trials) < 2:
             halton = qmc.Halton(len(settings), rng=np.random.default_rng(self.seed))
             return _from_unit(settings, halton.fast_forward(place).random(1)[0])
         x_TD = np.array([_to_unit(settings, each.params) for each in trials])
-        y_T, variance_T = surface.level_parts([_correct(each) for each in trials])
-        at_work = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        y_T, variance_T = _levels(trials)
+        at_work = [other for other in everyone if other.state == TrialState.RUNNING]
         x_RD = [_to_unit(settings, each.params) for each in at_work if each.params.keys() == settings.keys()]
         if x_RD:
-            expected_R, _ = surface.fit(x_TD, y_T, variance_T).at(x_RD)
+            expected_R, _ = self._surface(trials, x_TD, y_T, variance_T).at(x_RD)
             x_TD, y_T = np.vstack([x_TD, x_RD]), np.append(y_T, expected_R)
             variance_T = np.append(variance_T, np.full(len(x_RD), np.median(variance_T)))
-        fitted = surface.fit(x_TD, y_T, variance_T)
+        fitted = self._surface(trials, x_TD, y_T, variance_T)
         near_QD = x_TD[rng.integers(len(x_TD), size=NUM_CANDIDATES // 2)]
         near_QD = np.clip(near_QD + rng.normal(0, 0.1, near_QD.shape), 0, 1)
         x_QD = np.vstack([rng.random((NUM_CANDIDATES - len(near_QD), len(settings))), near_QD])
-        x_QD = np.array([_to_unit(settings, _from_unit(settings, x_D)) for x_D in x_QD])  # on the choices there are
+        x_QD = _on_choices(settings, x_QD)
         best = fitted.at(x_TD)[0].max()
         return _from_unit(settings, x_QD[np.argmax(surface.expected_improvement(*fitted.at(x_QD), best))])
+
+    def _surface(
+        self, trials: Sequence[FrozenTrial], x_TD: NDArray, y_T: NDArray, variance_T: NDArray
+    ) -> surface.Surface:
+        """The surface through these trials, of which `trials` are complete."""
+        if len(y_T) <= MAX_APART:
+            return surface.fit(x_TD, y_T, variance_T)
+        # A number of trials that does not depend on when this process began.
+        num_fitted = int(MAX_APART * REFIT_AT ** math.floor(math.log(len(trials) / MAX_APART, REFIT_AT)))
+        if self.num_fitted != num_fitted:
+            fitted = surface.fit(*surface.merged(x_TD[:num_fitted], *_levels(trials[:num_fitted]), MAX_APART))
+            self.num_fitted, self.fitted = num_fitted, (fitted.scale, fitted.lengths_D)
+        return surface.through(*surface.merged(x_TD, y_T, variance_T, MAX_APART), *self.fitted)
 
     def sample_independent(self, study, trial, param_name, param_distribution) -> Any:
         raise AssertionError(f"{param_name} is not among the settings")
 
 
-def _place(study: Study, trial: FrozenTrial) -> int:
-    """How many trials come before `trial`: one that was begun again counts once, as if nothing had been killed."""
-    before = [each for each in study.get_trials(deepcopy=False) if each.number < trial.number]
+def _place(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
+    """How many of `trials` come before `trial`: one that was begun again counts once, as if nothing had been killed."""
+    before = [each for each in trials if each.number < trial.number]
     return len({_origin(each) for each in before if each.state != TrialState.FAIL})
 
 
@@ -240,11 +257,35 @@ def _from_unit(settings: Mapping[str, BaseDistribution], x_D: NDArray) -> dict[s
     return found
 
 
+def _on_choices(settings: Mapping[str, BaseDistribution], x_QD: NDArray) -> NDArray:
+    """Rows of the unit cube moved to where `_to_unit` has the settings that `_from_unit` makes of them."""
+    moved_QD = np.empty_like(x_QD)
+    for d, distribution in enumerate(settings.values()):
+        if isinstance(distribution, CategoricalDistribution):
+            num_steps = len(distribution.choices) - 1
+            moved_QD[:, d] = np.round(x_QD[:, d] * num_steps) / max(1, num_steps)
+            continue
+        change, back = (np.log, np.exp) if distribution.log else (np.float64, np.asarray)
+        low, high = change(distribution.low), change(distribution.high)
+        values_Q = np.clip(back(low + x_QD[:, d] * (high - low)), distribution.low, distribution.high)
+        if isinstance(distribution, IntDistribution):
+            values_Q = np.round(values_Q)
+        else:  # three digits
+            sizes_Q = np.abs(np.where(values_Q == 0, 1, values_Q))
+            last_Q = 10.0 ** (np.floor(np.log10(sizes_Q)) - 2)
+            values_Q = np.round(values_Q / last_Q) * last_Q
+        moved_QD[:, d] = ((np.log(values_Q) if distribution.log else values_Q) - low) / (high - low)
+    return moved_QD
+
+
 def choose(trials: Sequence[Trial], space: Space) -> Trial:
     """The trial at which the surface through all of them is the highest: one trial's luck is not its neighbours'."""
-    x_TD = [_to_unit(space.settings, trial.params) for trial in trials]
+    x_TD = np.array([_to_unit(space.settings, trial.params) for trial in trials])
     y_T, variance_T = surface.level_parts([trial.attempt.correct_PS for trial in trials])
-    return trials[int(np.argmax(surface.fit(x_TD, y_T, variance_T).at(x_TD)[0]))]
+    fitted = surface.fit(*surface.merged(x_TD, y_T, variance_T, MAX_APART))
+    if len(trials) > MAX_APART:
+        fitted = surface.through(x_TD, y_T, variance_T, fitted.scale, fitted.lengths_D)
+    return trials[int(np.argmax(fitted.at(x_TD)[0]))]
 
 
 def tokens_saved(trials: Sequence[Trial], num_problems: int) -> int:
@@ -281,6 +322,21 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             time.sleep(1)
 
 
+def open_local(path: Path) -> optuna.storages.RDBStorage:
+    """Optuna's storage in the SQLite file at `path`, which does not wait for the disk.
+
+    A killed process loses nothing by that. A power cut may damage the file; the samples of its trials are still there.
+    """
+    storage = open_storage(f"sqlite:///{path}")
+
+    def do_not_wait(connection, _) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(storage.engine, "connect", do_not_wait)
+    storage.engine.dispose()  # connections from before
+    return storage
+
+
 def run(study: Study, space: Space, num_trials: int, attempt: Attempter, wait: bool = True) -> list[Trial]:
     """Take part in `study` until `num_trials` are finished, or without `wait` until all are begun; what is finished.
 
@@ -293,8 +349,7 @@ def run(study: Study, space: Space, num_trials: int, attempt: Attempter, wait: b
             params = {name: known[name] for name in space.settings}
             study.enqueue_trial(params, user_attrs={"origin": f"known-{number}", "source": known["source"]})
     while True:
-        _requeue(study)
-        trials = study.get_trials(deepcopy=False)
+        trials = _requeue(study)
         counts = {state: sum(each.state == state for each in trials) for state in TrialState}
         if not counts[TrialState.WAITING] and counts[TrialState.COMPLETE] + counts[TrialState.RUNNING] >= num_trials:
             if not counts[TrialState.RUNNING] or not wait:
@@ -303,21 +358,29 @@ def run(study: Study, space: Space, num_trials: int, attempt: Attempter, wait: b
             continue
         trial = study.ask(space.settings)
         trial.set_user_attr("worker", f"{socket.gethostname()} {processes.this()}")
-        if _is_surplus(study, trial, num_trials):
+        trials = study.get_trials(deepcopy=False)
+        asked = next(each for each in reversed(trials) if each.number == trial.number)
+        if _is_surplus(trials, asked, num_trials):
             study.tell(trial, state=TrialState.FAIL)
             continue
         with _heartbeat(trial):
-            before = finished(study)
-            complete = [each for each in before if not each.stopped]
-            best = max(complete, key=lambda each: each.attempt.correct_PS.mean(), default=None)
-            origin = _origin(trial)
-            found = attempt(origin, dict(trial.params), best.attempt.correct_PS if best else None)
-            trial.set_user_attr("num_samples", found.correct_PS.shape[1])
-            trial.set_user_attr("right", " ".join(f"{right:g}" for right in found.correct_PS.sum(axis=1)))
-            for name, value in {"num_tokens": found.num_tokens, "run_id": found.run_id, "notes": found.notes}.items():
-                trial.set_user_attr(name, value)
-        levels, _ = surface.level_parts([*(each.attempt.correct_PS for each in before), found.correct_PS])
+            complete = _longest([each for each in trials if each.state == TrialState.COMPLETE])
+            best = max(complete, key=lambda each: _means(each).mean(), default=None)
+            measured = attempt(_origin(asked), dict(asked.params), None if best is None else _correct(best))
+            right = " ".join(f"{right:g}" for right in measured.correct_PS.sum(axis=1))
+            # One value, since each is a transaction.
+            values = {"num_samples": measured.correct_PS.shape[1], "right": right, "num_tokens": measured.num_tokens}
+            trial.set_user_attr("attempt", values | {"run_id": measured.run_id, "notes": measured.notes})
+        # The others, that were stopped, do not change its level.
+        means_P = [*map(_means, complete), measured.correct_PS.mean(axis=1)]
+        levels, _ = surface.level_means(means_P, [measured.correct_PS.shape[1]] * len(means_P))
         study.tell(trial, float(levels[-1]), skip_if_finished=True)
+
+
+def _longest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that were not stopped."""
+    longest = max((len(_means(each)) for each in trials), default=0)
+    return [each for each in trials if len(_means(each)) == longest]
 
 
 def finished(study: Study) -> list[Trial]:
@@ -332,7 +395,7 @@ def finished(study: Study) -> list[Trial]:
             each.user_attrs.get("source", "search"),
             each.value,
             len(correct_PS) < longest,
-            Attempt(correct_PS, *(each.user_attrs[name] for name in ("num_tokens", "run_id", "notes"))),
+            Attempt(correct_PS, *(each.user_attrs["attempt"][name] for name in ("num_tokens", "run_id", "notes"))),
         )
         for each, correct_PS in zip(trials, counts)
     ]
@@ -340,21 +403,45 @@ def finished(study: Study) -> list[Trial]:
 
 def _correct(trial: FrozenTrial) -> NDArray:
     """correct_PS from the number of right samples by problem; which of them are right makes no difference here."""
-    right_P = np.array(trial.user_attrs["right"].split(), dtype=float)
-    return (np.arange(trial.user_attrs["num_samples"]) < right_P[:, None]).astype(float)
+    right_P = np.array(trial.user_attrs["attempt"]["right"].split(), dtype=float)
+    return (np.arange(trial.user_attrs["attempt"]["num_samples"]) < right_P[:, None]).astype(float)
 
 
-def _requeue(study: Study) -> None:
-    """Enqueue again what a dead worker was at, before that trial is ended: a kill between the two doubles nothing."""
+def _means(trial: FrozenTrial) -> NDArray:
+    """Share of right samples by problem."""
+    measured = trial.user_attrs["attempt"]
+    return _means_of(measured["right"], measured["num_samples"])
+
+
+@functools.lru_cache(maxsize=4096)  # every trial to come asks for those of all that are finished
+def _means_of(right: str, num_samples: int) -> NDArray:
+    means_P = np.array(right.split(), dtype=float) / num_samples
+    means_P.setflags(write=False)
+    return means_P
+
+
+def _levels(trials: Sequence[FrozenTrial]) -> tuple[NDArray, NDArray]:
+    """Levels of complete trials, as if each had done all problems, and their variances."""
+    return surface.level_means(
+        [_means(each) for each in trials], [each.user_attrs["attempt"]["num_samples"] for each in trials]
+    )
+
+
+def _requeue(study: Study) -> list[FrozenTrial]:
+    """Enqueue again what a dead worker was at, before that trial is ended: a kill between the two doubles nothing.
+
+    Returns the trials that there are then.
+    """
     trials = study.get_trials(deepcopy=False)
-    for trial in trials:
-        if trial.state == TrialState.RUNNING and not _is_alive(trial):
-            origin = _origin(trial)
-            again = [t for t in trials if t.number > trial.number and t.user_attrs.get("origin") == origin]
-            if trial.params and not any(t.state != TrialState.FAIL for t in again):
-                attrs = {"origin": origin, "source": trial.user_attrs.get("source", "search")}
-                study.enqueue_trial(trial.params, user_attrs=attrs)
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    dead = [trial for trial in trials if trial.state == TrialState.RUNNING and not _is_alive(trial)]
+    for trial in dead:
+        origin = _origin(trial)
+        again = [t for t in trials if t.number > trial.number and t.user_attrs.get("origin") == origin]
+        if trial.params and not any(t.state != TrialState.FAIL for t in again):
+            attrs = {"origin": origin, "source": trial.user_attrs.get("source", "search")}
+            study.enqueue_trial(trial.params, user_attrs=attrs)
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    return study.get_trials(deepcopy=False) if dead else trials
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
@@ -365,11 +452,11 @@ def _is_alive(trial: FrozenTrial) -> bool:
     return time.time() - seen_at < DEAD_AFTER_S
 
 
-def _is_surplus(study: Study, trial: optuna.Trial, num_trials: int) -> bool:
+def _is_surplus(trials: Sequence[FrozenTrial], trial: FrozenTrial, num_trials: int) -> bool:
     """Whether another worker has the same trial, or took the last one at the same moment."""
     others = [
         each
-        for each in study.get_trials(deepcopy=False)
+        for each in trials
         if each.number < trial.number and each.state in (TrialState.RUNNING, TrialState.COMPLETE)
     ]
     origin = trial.user_attrs.get("origin")

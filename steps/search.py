@@ -224,7 +224,7 @@ def _storage(step: tracking.Step) -> optuna.storages.BaseStorage:
             "storage holds a password, and runs record their parameters: give it in PGPASSWORD or ~/.pgpass instead, "
             "and delete this run"
         )
-    return search.open_storage(f"sqlite:///{step.work}/study.db" if storage == "local" else storage)
+    return search.open_local(step.work / "study.db") if storage == "local" else search.open_storage(storage)
 
 
 def _study(step: tracking.Step, storage, family: str, space: Space) -> optuna.Study:

@@ -42,7 +42,9 @@ def attempt(folder, params, best_PS) -> Attempt:
 
 
 def study(url: str) -> optuna.Study:
-    return search.open_study(search.open_storage(url), "study", SPACE, seed=0)
+    is_local = url.startswith("sqlite:///")
+    storage = search.open_local(Path(url.removeprefix("sqlite:///"))) if is_local else search.open_storage(url)
+    return search.open_study(storage, "study", SPACE, seed=0)
 
 
 @pytest.fixture
@@ -248,6 +250,29 @@ def test_settings_survive_the_unit_cube():
     for point in space.known:
         params = {name: point[name] for name in space.settings}
         assert search._from_unit(space.settings, search._to_unit(space.settings, params)) == pytest.approx(params)
+
+
+def test_candidates_are_moved_to_the_settings_that_are_made_of_them():
+    Float, Int = optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution
+    settings = {
+        "a": Float(0.0, 2.0), "b": Float(1e-6, 1e-3, log=True), "c": Float(-0.37, 1.2345), "d": Int(1, 50),
+        "e": Int(1, 500, log=True), "f": optuna.distributions.CategoricalDistribution([1, 2, 5]),
+        "g": optuna.distributions.CategoricalDistribution([True]),
+    }  # fmt: skip
+    x_QD = np.vstack([np.random.default_rng(0).random((1000, len(settings))), np.zeros((1, 7)), np.ones((1, 7))])
+    expected = np.array([search._to_unit(settings, search._from_unit(settings, x_D)) for x_D in x_QD])
+    assert search._on_choices(settings, x_QD) == pytest.approx(expected, abs=1e-12)
+
+
+def test_many_trials_go_on_after_a_kill_as_if_nothing_had_been_killed(url, tmp_path, monkeypatch):
+    """The surface of many trials is fitted at numbers of trials that do not depend on when a process began."""
+    monkeypatch.setattr(search, "MAX_APART", 8)
+    unbroken = search.run(study(url), SPACE, 24, attempt)
+    again = f"sqlite:///{tmp_path}/again.db"
+    for num_trials in (13, 19, 24):
+        trials = search.run(study(again), SPACE, num_trials, attempt)
+    assert [trial.params for trial in trials] == [trial.params for trial in unbroken]
+    assert abs(search.choose(trials, SPACE).params["x"] - 0.7) < 0.1
 
 
 def test_parts_are_nested_and_each_has_its_share_of_every_source():

@@ -4,6 +4,8 @@ One trial's estimate is off by points; its neighbours' trials speak about it too
 one a trial.
 """
 
+import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ class Surface(NamedTuple):
     def at(self, x_QD: ArrayLike) -> tuple[NDArray, NDArray]:
         """Mean and standard deviation of the response at the rows of `x_QD`; the deviation is not the noise's."""
         covariance_QT = self.scale**2 * _correlation(np.asarray(x_QD, dtype=float), self.x_TD, self.lengths_D)
-        explained_Q = np.sum(covariance_QT * linalg.cho_solve(self.factor, covariance_QT.T).T, axis=1)
+        explained_Q = np.sum(linalg.solve_triangular(self.factor[0], covariance_QT.T, lower=True) ** 2, axis=0)
         return self.level + covariance_QT @ self.weights_T, np.sqrt(np.maximum(self.scale**2 - explained_Q, 0.0))
 
 
@@ -62,11 +64,7 @@ def fit(x_TD: ArrayLike, y_T: ArrayLike, variance_T: ArrayLike) -> Surface:
 
     def given(log_scale_and_lengths: NDArray) -> Surface:
         scale, *lengths_D = np.exp(log_scale_and_lengths)
-        covariance = scale**2 * _correlation(x_TD, x_TD, np.array(lengths_D)) + np.diag(variance_T + JITTER)
-        factor = linalg.cho_factor(covariance, lower=True)
-        of_ones = linalg.cho_solve(factor, np.ones(len(y_T)))
-        level = float(of_ones @ y_T / of_ones.sum())
-        return Surface(x_TD, np.array(lengths_D), float(scale), level, linalg.cho_solve(factor, y_T - level), factor)
+        return through(x_TD, y_T, variance_T, float(scale), np.array(lengths_D))
 
     def cost(log_scale_and_lengths: NDArray) -> float:
         surface = given(log_scale_and_lengths)
@@ -75,6 +73,15 @@ def fit(x_TD: ArrayLike, y_T: ArrayLike, variance_T: ArrayLike) -> Surface:
 
     box = [(m - 4 * s, m + 4 * s) for m, s in zip(middle, spread)]
     return given(optimize.minimize(cost, middle, method="L-BFGS-B", bounds=box).x)
+
+
+def through(x_TD: NDArray, y_T: NDArray, variance_T: NDArray, scale: float, lengths_D: NDArray) -> Surface:
+    """The surface through trials at a known scale and known lengths."""
+    covariance = scale**2 * _correlation(x_TD, x_TD, lengths_D) + np.diag(variance_T + JITTER)
+    factor = linalg.cho_factor(covariance, lower=True)
+    of_ones = linalg.cho_solve(factor, np.ones(len(y_T)))
+    level = float(of_ones @ y_T / of_ones.sum())
+    return Surface(x_TD, lengths_D, scale, level, linalg.cho_solve(factor, y_T - level), factor)
 
 
 def expected_improvement(mean_Q: NDArray, sd_Q: NDArray, best: float) -> NDArray[np.float64]:
@@ -114,22 +121,57 @@ def level_parts(trials_PS: list[ArrayLike]) -> tuple[NDArray, NDArray]:
     [0.5, 0.5]
     """
     trials_PS = [outcomes(each, f"trial {t}") for t, each in enumerate(trials_PS)]
-    means_P = [each.mean(axis=1) for each in trials_PS]
-    longest = max(map(len, means_P), default=0)
-    complete = [t for t, each in enumerate(means_P) if len(each) == longest]
-    total_P = np.sum([means_P[t] for t in complete], axis=0)
-    y_T, variance_T = [], []
-    for t, own_P in enumerate(means_P):
-        m, is_complete = len(own_P), len(own_P) == longest
-        ease = total_P[:m].mean() / len(complete) - total_P.mean() / len(complete)
-        num_others = len(complete) - is_complete
-        others_P = (total_P[:m] - own_P * is_complete) / num_others if num_others else np.full(m, own_P.mean())
-        residual_P = own_P - others_P
-        squares = np.sum((residual_P - residual_P.mean()) ** 2) + 2 / trials_PS[t].shape[1] ** 2
-        y_T.append(own_P.mean() - ease)
-        variance_T.append(squares / (m + 1) / m)
-    return np.array(y_T), np.array(variance_T)
+    return level_means([trial.mean(axis=1) for trial in trials_PS], [trial.shape[1] for trial in trials_PS])
+
+
+def level_means(means_P: Sequence[NDArray], num_samples_T: ArrayLike) -> tuple[NDArray, NDArray]:
+    """`level_parts` of trials by their share of right samples, by problem, and their number of samples a problem."""
+    sizes_T, num_samples_T = np.array([len(own_P) for own_P in means_P]), np.asarray(num_samples_T)
+    y_T, variance_T = np.empty(len(sizes_T)), np.empty(len(sizes_T))
+    longest = sizes_T.max(initial=0)
+    num_complete = np.sum(sizes_T == longest)
+    total_P = np.sum([own_P for own_P in means_P if len(own_P) == longest], axis=0)
+    for m in np.unique(sizes_T):  # trials of one size together, since there may be a thousand
+        same_size, is_complete = np.flatnonzero(sizes_T == m), m == longest
+        own_TP = np.array([means_P[t] for t in same_size])
+        ease = total_P[:m].mean() / num_complete - total_P.mean() / num_complete
+        num_others = num_complete - is_complete
+        others_TP = (total_P[:m] - own_TP * is_complete) / num_others if num_others else own_TP.mean(1, keepdims=True)
+        residual_TP = own_TP - others_TP
+        squares_T = np.sum((residual_TP - residual_TP.mean(1, keepdims=True)) ** 2, axis=1)
+        y_T[same_size] = own_TP.mean(1) - ease
+        variance_T[same_size] = (squares_T + 2 / num_samples_T[same_size] ** 2) / (m + 1) / m
+    return y_T, variance_T
+
+
+def merged(x_TD: NDArray, y_T: NDArray, variance_T: NDArray, at_most: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Trials as `at_most` groups of near ones, the mean of each by precision, since a surface costs the cube of them.
+
+    The largest group is halved along its widest setting until there are enough.
+
+    Examples
+    --------
+    >>> x_TD, y_T, variance_T = merged(np.array([[0.0], [0.1], [0.9]]), np.array([0.4, 0.6, 0.5]), np.ones(3), 2)
+    >>> x_TD[:, 0].tolist(), y_T.tolist(), variance_T.tolist()
+    ([0.05, 0.9], [0.5, 0.5], [0.5, 1.0])
+    """
+    if len(y_T) <= at_most:
+        return x_TD, y_T, variance_T
+    groups = [(-len(y_T), 0, np.arange(len(y_T)))]  # a heap: the largest first
+    while len(groups) < at_most:
+        _, _, largest = heapq.heappop(groups)
+        widest = np.argmax(np.ptp(x_TD[largest], axis=0))
+        ordered = largest[np.argsort(x_TD[largest, widest], kind="stable")]
+        for half in (ordered[: (len(ordered) + 1) // 2], ordered[(len(ordered) + 1) // 2 :]):
+            heapq.heappush(groups, (-len(half), int(half.min()), half))
+    numbers = [trials for _, _, trials in groups]
+    precision_T = 1 / variance_T
+    total_G = np.array([precision_T[trials].sum() for trials in numbers])
+    x_GD = np.array([precision_T[trials] @ x_TD[trials] for trials in numbers]) / total_G[:, None]
+    return x_GD, np.array([precision_T[trials] @ y_T[trials] for trials in numbers]) / total_G, 1 / total_G
 
 
 def _correlation(x_QD: NDArray, x_TD: NDArray, lengths_D: NDArray) -> NDArray:
-    return np.exp(-0.5 * np.sum(((x_QD[:, None] - x_TD[None]) / lengths_D) ** 2, axis=-1))
+    # Setting by setting: numpy is slow at sums over a short last axis.
+    squares_QT = sum(((x_QD[:, d, None] - x_TD[None, :, d]) / length) ** 2 for d, length in enumerate(lengths_D))
+    return np.exp(-0.5 * squares_QT)

@@ -62,3 +62,39 @@ def test_trials_on_easy_beginnings_are_levelled_and_their_variances_are_those_of
         claimed.append(variance_T[-1])
     assert np.mean(levels) == pytest.approx(-0.03, abs=4 * np.std(levels) / 20)
     assert np.var(levels) == pytest.approx(np.mean(claimed), rel=0.2)
+
+
+@pytest.mark.parametrize("sizes", [[40, 10, 20, 40, 10, 40], [40], [10, 40], [7, 7, 7]])
+def test_levels_and_variances_are_those_of_the_definition_trial_by_trial(sizes):
+    rng = np.random.default_rng(0)
+    trials_PS = [(rng.random((size, 3)) < 0.6).astype(float) for size in sizes]
+    complete = [trial.mean(axis=1) for trial in trials_PS if len(trial) == max(sizes)]
+    y_T, variance_T = surface.level_parts(trials_PS)
+    for trial, y, variance in zip(trials_PS, y_T, variance_T, strict=True):
+        own_P, m = trial.mean(axis=1), len(trial)
+        ease = np.mean(complete, axis=0)[:m].mean() - np.mean(complete)
+        others = [each[:m] for each in complete if m < max(sizes) or not np.array_equal(each, own_P)]
+        residual_P = own_P - (np.mean(others, axis=0) if others else own_P.mean())
+        squares = np.sum((residual_P - residual_P.mean()) ** 2) + 2 / 3**2
+        assert (y, variance) == pytest.approx((own_P.mean() - ease, squares / (m + 1) / m))
+
+
+def test_merged_trials_keep_their_precision_and_their_mean_and_few_stay_as_they_are():
+    x_TD, y_T, variance_T = trials(200, 0.02)
+    variance_T = variance_T * np.linspace(1, 5, 200)
+    x_GD, y_G, variance_G = surface.merged(x_TD, y_T, variance_T, 50)
+    assert x_GD.shape == (50, 2) and len(y_G) == len(variance_G) == 50
+    assert np.sum(1 / variance_G) == pytest.approx(np.sum(1 / variance_T))
+    assert np.sum(y_G / variance_G) == pytest.approx(np.sum(y_T / variance_T))
+    for before, after in zip((x_TD, y_T, variance_T), surface.merged(x_TD, y_T, variance_T, 200)):
+        assert np.array_equal(before, after)
+
+
+def test_a_surface_through_merged_trials_is_as_near_to_the_truth():
+    errors, errors_merged = [], []
+    for seed in range(10):
+        given = trials(400, 0.03, seed)
+        x_QD = np.random.default_rng(seed).random((200, 2))
+        for squares, parts in ((errors, given), (errors_merged, surface.merged(*given, 128))):
+            squares.append(np.mean((surface.fit(*parts).at(x_QD)[0] - hill(x_QD)) ** 2))
+    assert np.mean(errors_merged) < 1.5 * np.mean(errors)
