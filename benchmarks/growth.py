@@ -13,7 +13,6 @@ random settings in the same file. Processor time is printed too, since a busy ma
 import argparse
 import contextlib
 import json
-import os
 import random
 import resource
 import subprocess
@@ -24,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as a step sets it
+import steps  # noqa: F401, which sets how threads wait, before numpy is loaded
 
 MOST_GIB = 4.0
 LEAST_MB_PER_SECOND = 100.0  # of a digest
